@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import dpstream.services.explorer.handlers as explorer
 import dpstream.services.labeler.handlers as labeler
@@ -39,6 +39,9 @@ from dpstream.shared.values import stable_id
 
 HEARTBEAT = 2.0
 """Seconds between heartbeats of a worker."""
+REACH_IT = "dpstream status, pause, resume, cancel, retry and amend reach it"
+ASKED = 0.3
+"""Seconds after which a command that asked whether a run is at work has let go of the lock."""
 LOOK = 0.2
 """Seconds between two looks for requests of other terminals."""
 
@@ -214,16 +217,24 @@ def sole_runner(root: Path, campaign: str) -> Iterator[None]:
         _remove(created)
         raise SpecError(f"--store: {root}: not writable: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SpecError(f"{campaign}: another dpstream run is using {root}") from error
+        if not _is_locked(lock):
+            raise SpecError(f"{campaign}: another dpstream run is using {root}; {REACH_IT}")
         try:
             yield
         finally:
             if created and not (folder / "spec.json").exists():  # nothing was started
                 (folder / "lock").unlink(missing_ok=True)
                 _remove(created)
+
+
+def _is_locked(lock: IO[str]) -> bool:
+    """Whether this process has the lock now."""
+    for pause in (0.0, ASKED):
+        time.sleep(pause)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def _absent(folder: Path) -> list[Path]:

@@ -94,14 +94,17 @@ def _stale(state: State, event: m.CampaignAmended) -> str:
     )
 
 
-def is_due(state: State, event: m.CampaignAmended) -> bool:
-    """Whether the first amendment that waits may take effect now. In lockstep the labelled frames
-    follow from the plans and the rounds between them, so that a round has one plan."""
-    if state.spec.mode == "streaming" or state.finished is not None:
-        return True
-    if state.exploration.round is None:
-        return True
-    return is_at_any_time(plan_in_force(state), _spec_of(event))
+def is_between_rounds(state: State) -> bool:
+    """Whether any plan may take effect now. In lockstep the labelled frames follow from the plans
+    and the rounds between them, so that a round has one plan."""
+    return state.spec.mode == "streaming" or state.exploration.round is None
+
+
+def waits(state: State, event: m.CampaignAmended) -> bool:
+    """Whether an amendment has to wait for the end of a round. `state`: before the event."""
+    if is_between_rounds(state):
+        return False
+    return bool(state.plan.asked) or not is_at_any_time(plan_in_force(state), _spec_of(event))
 
 
 # ------------------------------------------------------------------------------ the next plan
@@ -250,16 +253,12 @@ class Amended:
     @cached_property
     def ahead(self) -> tuple[int, ...]:
         """Indices of the stages that are explored from now on."""
-        plan = replace(self.state.plan, order=self.order)
-        exploration = self.state.exploration
-        ended = tuple(each for each in exploration.ended if each.stage not in self.reopened)
-        after = replace(
-            self.state,
-            spec=self.spec,
-            plan=plan,
-            exploration=replace(exploration, ended=ended),
-        )
-        return after.ahead
+        after = replace(self.state, spec=self.spec, plan=replace(self.state.plan, order=self.order))
+        exploration, planned = after.exploration, set(after.planned)
+        stays = planned - self.reopened.keys()
+        ended = tuple(each for each in exploration.ended if each.stage in stays)
+        after = replace(after, exploration=replace(exploration, ended=ended))
+        return () if after.is_stuck else after.ahead
 
     @property
     def trains_final_again(self) -> bool:

@@ -833,10 +833,16 @@ class State:
         return tuple(index for index in self.planned if index not in over)
 
     @property
-    def stages_over(self) -> bool:
+    def is_stuck(self) -> bool:
+        """Whether a stage ended without a result, so that no later one is explored."""
         ended = self.exploration.ended
-        stuck = any(each.verdict not in ("converged", "explored") for each in ended)
-        return stuck or self.exploration.stage.index >= len(self.spec.stages)
+        if self.plan.number == 1:  # it was the last one
+            ended = ended[-1:]
+        return any(each.verdict not in ("converged", "explored") for each in ended)
+
+    @property
+    def stages_over(self) -> bool:
+        return self.is_stuck or self.exploration.stage.index >= len(self.spec.stages)
 
     @property
     def awaited(self) -> int:

@@ -343,7 +343,11 @@ def test_a_second_run_in_the_same_root(call: Call) -> None:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         status, _, err = call("run", "good.yaml")
-    assert (status, err) == (2, "dpstream: small: another dpstream run is using runs\n")
+    assert (status, err) == (
+        2,
+        "dpstream: small: another dpstream run is using runs; dpstream status, pause, resume, "
+        "cancel, retry and amend reach it\n",
+    )
 
 
 def test_a_gpu_that_is_not_there_leaves_no_campaign_behind(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpstream.services.coordinator.amendment import Amended, is_due, objection
+from dpstream.services.coordinator.amendment import Amended, is_between_rounds, objection, waits
 from dpstream.services.coordinator.decisions import Decisions, cancel, tasks_of
 from dpstream.services.coordinator.rules.lost_work import move_open_labels
 from dpstream.services.coordinator.rules.trust import opening_trust, set_trust
@@ -23,13 +23,13 @@ def answer_amendment(decisions: Decisions) -> None:
         decisions.fact(
             m.AmendmentRefused, event.id, amendment=event.id, author=event.author, why=why
         )
-    else:
-        change_plan(decisions)
+    elif not waits(decisions.before, event):
+        _put_in_force(decisions, event)
 
 
 def change_plan(decisions: Decisions) -> None:
-    """Puts the plans in force that wait, as far as they are due."""
-    while decisions.state.plan.asked and is_due(decisions.state, decisions.state.plan.asked[0]):
+    """Puts the plans in force that have waited for the end of a round."""
+    while decisions.state.plan.asked and is_between_rounds(decisions.state):
         _put_in_force(decisions, decisions.state.plan.asked[0])
 
 

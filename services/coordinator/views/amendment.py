@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from dpstream.services.coordinator.amendment import (
     Amended,
-    is_due,
     newest_plan,
     objection,
-    plan_in_force,
+    waits,
 )
 from dpstream.services.coordinator.state import State
 from dpstream.shared.messages import AmendmentRefused, CampaignAmended, Message
@@ -36,7 +35,7 @@ def preview(state: State, event: CampaignAmended) -> Preview:
         return Preview(refused=why)
     amended = Amended.by(state, event)
     changes, effects = tuple(amended.changes), tuple(amended.effects())
-    return Preview(None, changes, effects, not is_due(state, event))
+    return Preview(None, changes, effects, waits(state, event))
 
 
 def answer_to(messages: Iterable[Message], event: CampaignAmended) -> str | None:
@@ -45,11 +44,6 @@ def answer_to(messages: Iterable[Message], event: CampaignAmended) -> str | None
         if isinstance(message, AmendmentRefused) and message.amendment == event.id:
             return message.why
     return None
-
-
-def current_plan(state: State) -> Spec:
-    """The plan in force, its stages in the order of the spec that it comes from."""
-    return plan_in_force(state)
 
 
 def plan_to_amend(state: State) -> tuple[int, Spec]:
