@@ -219,6 +219,8 @@ class CommitteeState:
     """The version in training."""
     size: int = 0
     """Members of that version, or else of the newest."""
+    dataset: Ref | None = None
+    """Manifest of the dataset that they are trained on."""
     members: Table[m.MemberTrained] = Map()
     """Trained members, by number: of the version in training, or else of the newest."""
     checkpoints: tuple[Ref, ...] = ()

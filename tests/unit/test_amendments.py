@@ -274,6 +274,21 @@ def test_an_ended_campaign_goes_on_with_the_stages_that_are_added() -> None:
     assert len({c.task for c in finals}) == 2, "the final model is trained once per plan"
 
 
+def test_an_ended_campaign_learns_all_its_labels_before_it_explores_further() -> None:
+    once = [{**s, "repeat": False} for s in spec().model_dump(mode="json")["stages"]]
+    of = spec(stages=once[:1], audit={"per_round": 0})
+    campaign = LossyDelivery(CampaignSimulator(ripe=9), of)
+    learned = campaign.run().dataset.version
+    assert campaign.state.committee.version == 1
+    campaign.deliver(amendment(changed(of, stages=once)))
+    campaign.run(check_counters)
+    explored = [c.version for c in campaign.decisions(m.Explore) if c.stage == 1]
+    assert set(explored) == {2}
+    (dataset,) = {c.dataset for c in campaign.decisions(m.Train) if c.version == 2 and not c.final}
+    frozen = [f for f in campaign.decisions(m.ManifestFrozen) if f.purpose == "dataset"]
+    assert frozen[learned - 1].manifest == dataset
+
+
 def test_a_converged_stage_is_judged_again_by_stricter_rules_alone() -> None:
     campaign = campaign_of("lockstep")
     campaign.run()

@@ -16,7 +16,7 @@ from dpstream.inputs.dimers import gather_dimers
 from dpstream.inputs.gather import gather
 from dpstream.inputs.read_labelled import Imported, read_labelled
 from dpstream.inputs.training_files import given_files
-from dpstream.running.submit import _Inputs
+from dpstream.running.submit import Inputs
 from dpstream.services.labeler.acceptance import AcceptanceLimits
 from dpstream.services.trainer.repulsion import check_table, zbl, zbl_table
 from dpstream.shared.atoms.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
@@ -124,7 +124,7 @@ def test_from_the_file_to_the_training_set_nothing_is_lost(tmp_path: Path) -> No
     arrays = columns()
     write_system(tmp_path / "set", arrays)
     store = FolderStore(tmp_path / "store")
-    manifest = _Inputs("t", store).dataset([(i.frame, i.label) for i in read(tmp_path)])
+    manifest = Inputs("t", store.create).dataset([(i.frame, i.label) for i in read(tmp_path)])
     items = load_dataset(lambda ref: store.get(ref.uri), manifest)
     (system,) = write_deepmd(items, tmp_path / "out", ["H", "C"])
     assert system.name == "C1H2-nopbc-fparam2-aparam1-atom_pref-atom_ener_coeff"

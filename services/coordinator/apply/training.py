@@ -54,6 +54,7 @@ def train_issued(state: State, command: m.Train) -> State:
         committee,
         training=command.version,
         size=1,
+        dataset=command.dataset,
         members=Map(),
         cold_version=command.version if cold else committee.cold_version,
         force_cold=False if cold else committee.force_cold,

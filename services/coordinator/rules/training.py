@@ -224,10 +224,12 @@ def begin_stage(decisions: Decisions) -> None:
 
 def must_train_first(state: State) -> bool:
     """Whether a stage that no round was begun of, since it is the running one, has to wait for a
-    training on the labels of the last one."""
-    exploration = state.exploration
-    follows = exploration.stage.trust is None and bool(exploration.left)
-    return follows and bool(state.dataset.fresh)
+    training on the labels of the last one. The final training of an earlier plan may have put them
+    into a dataset."""
+    exploration, stage = state.exploration, state.exploration.stage
+    follows = stage.trust is None and bool(exploration.left or stage.rounds)
+    unlearned = state.committee.dataset != state.dataset.manifest
+    return follows and (bool(state.dataset.fresh) or unlearned)
 
 
 def train_final(decisions: Decisions) -> None:
