@@ -109,6 +109,78 @@ def test_three_amendments_in_any_weather_end_by_the_last_plan(
     assert replayed(spec(mode=mode), campaign.ledger).dumps() == state.dumps()
 
 
+def _dropped(before: Spec) -> Spec:
+    names = [stage.name for stage in before.stages]
+    return without_stage(before, names[len(names) // 2]) if len(names) > 1 else before
+
+
+def _hotter(before: Spec) -> Spec:
+    stages = before.model_dump(mode="json")["stages"]
+    stages[0]["temperatures"] = [each + 10 for each in stages[0]["temperatures"]]
+    return changed(before, stages=stages)
+
+
+def _reversed(before: Spec) -> Spec:
+    return changed(before, stages=before.model_dump(mode="json")["stages"][::-1])
+
+
+def _tighter(before: Spec) -> Spec:
+    low = before.model_dump()["trust"]["low"]
+    return changed(before, trust={"low": 0.9 * low})
+
+
+CHANGES: dict[str, Callable[[Spec], Spec]] = {
+    "append": lambda before: with_stage(
+        before, f"stage-{len(before.stages)}-{before.budget.rounds}"
+    ),
+    "insert": lambda before: with_stage(
+        before, f"early-{len(before.stages)}-{before.budget.rounds}", at=0
+    ),
+    "drop": _dropped,
+    "explore otherwise": _hotter,
+    "reverse": _reversed,
+    "tighten": _tighter,
+    "loosen": lambda before: changed(before, trust={"low": 0.2}),
+    "more rounds": lambda before: changed(before, budget={"rounds": before.budget.rounds + 1}),
+    "fewer labels": lambda before: changed(before, budget={"labels": 30}),
+    "three in a row": lambda before: changed(before, convergence={"rounds": 3}),
+    "another member": lambda before: changed(before, training={"members": 4}),
+    "other workers": lambda before: changed(before, labels={"worker_class": "big"}),
+    "no audit": lambda before: changed(before, audit={"per_round": 0}),
+}
+
+
+@examples(150, usual=15)
+@given(
+    SEEDS,
+    MODES,
+    st.sampled_from([0.0, 0.2]),
+    st.lists(st.tuples(st.sampled_from(sorted(CHANGES)), st.integers(0, 120)), max_size=6),
+)
+def test_any_amendments_at_any_time_end_in_a_verdict_and_true_books(
+    seed: int, mode: str, faults: float, amendments: list[tuple[str, int]]
+) -> None:
+    campaign = campaign_of(mode, seed, faults=faults, training={"members": 2, "warm": 0.5})
+    first = plan = campaign.state.spec
+    follows = 1
+    for name, steps in amendments:
+        for _ in range(steps):
+            if (campaign.events or campaign.commands) and campaign.step():
+                check_counters(campaign.state)
+        after = CHANGES[name](plan)
+        campaign.deliver(amendment(after, follows, name=f"{name}-{steps}-{follows}"))
+        if campaign.state.plan.newest > follows:
+            plan, follows = after, campaign.state.plan.newest
+    state = campaign.run_resumed(check_counters)
+    assert state.finished is not None, "nothing is under way, and it has not ended"
+    assert state.finished.plan == state.plan.number == follows
+    assert not state.plan.asked
+    assert [state.spec.stages[index] for index in state.planned] == list(plan.stages)
+    if state.finished.verdict == "converged":
+        assert set(verdicts(state)) == {stage.name for stage in plan.stages}
+    assert replayed(first, campaign.ledger).dumps() == state.dumps()
+
+
 @examples(20, usual=6)
 @given(SEEDS, st.integers(1, 3))
 def test_in_lockstep_the_labels_follow_from_the_plans_and_their_rounds(
