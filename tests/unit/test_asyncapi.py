@@ -16,7 +16,15 @@ from dpstream.shared.codec import topic_of
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "asyncapi.json"
 INTERNAL = {m.LeaseLapsed, m.TaskRevoked, m.ManifestFrozen, m.TrainingJudged, m.RoundJudged}
-INTERNAL |= {m.BatchResolved, m.WorkersMissing, m.TrustChanged, m.TaskCancelled, m.TaskAbandoned}
+INTERNAL |= {
+    m.PlanChanged,
+    m.AmendmentRefused,
+    m.BatchResolved,
+    m.WorkersMissing,
+    m.TrustChanged,
+    m.TaskCancelled,
+    m.TaskAbandoned,
+}
 """For the ledger alone: they never cross the bus."""
 
 
