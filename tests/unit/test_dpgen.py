@@ -732,8 +732,8 @@ REAL: dict[str, str | None] = {
     "examples/run/dp2.x-lammps-vasp/Al/param_al_all_gpu-deepmd-kit-2.x.json": None,
     "examples/run/dp2.x-lammps-vasp/CH4/param_CH4_deepmd-kit-2.x.json": None,
     "tests/generator/param-methane-abacus.json": None,
-    "tests/generator/param-mg-vasp-multi-trust.json": None,
-    "tests/generator/param-mg-vasp.json": None,
+    "tests/generator/param-mg-vasp-multi-trust.json": "sel: 1 numbers [90] for the 2 elements",
+    "tests/generator/param-mg-vasp.json": "sel: 1 numbers [90] for the 2 elements",
     "tests/generator/param-pyridine-cp2k.json": None,
 }
 """DP-GEN's own files, and what is said of those that cannot be taken over whole."""
