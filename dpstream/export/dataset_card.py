@@ -15,6 +15,7 @@ import numpy as np
 from dpstream.export.dataset_formats import split_of
 from dpstream.export.rendering import render
 from dpstream.export.results import CampaignResults
+from dpstream.inputs.reading.found import RULE_WORDS
 from dpstream.services.labeler.codes import CODES
 from dpstream.shared.atoms.dataset import Labelled
 from dpstream.shared.atoms.frames import frame_key
@@ -56,6 +57,7 @@ def write_card(
         semi_empirical=recipe is not None and CODES[recipe.code].semi_empirical(recipe.settings),
         settings=_as_json(recipe.settings) if recipe else "",
         imported=submitted.imported if submitted else (),
+        words=RULE_WORDS,
         imported_frames=submitted.pack_frames if submitted else 0,
     )
     (folder / CARD).write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ from ase.data import atomic_numbers
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dpstream.inputs.reading.ase_files import one_line
-from dpstream.inputs.reading.found import KIND_WORDS, EnergyKind
+from dpstream.inputs.reading.found import KIND_WORDS, RULE_WORDS, EnergyKind
 from dpstream.inputs.reading.outputs import ABACUS_LOG
 from dpstream.inputs.reading.patterns import find_files, folders
 from dpstream.inputs.reading.recognise import is_packed
@@ -71,7 +71,7 @@ class SourceReport(BaseModel):
         frames = "1 frame" if self.found == 1 else f"{self.found} frames"
         parts = [f"{frames} found ({self._format_words()}), {taken} taken"]
         left_out = [
-            f"{count} {rule} ({self.examples.get(rule, '')})"
+            f"{count} {RULE_WORDS.get(rule, rule)} ({self.examples.get(rule, '')})"
             for rule, count in self.left_out.items()
         ]
         if left_out:

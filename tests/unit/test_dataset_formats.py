@@ -20,6 +20,7 @@ from dpstream.services.coordinator.views.why import why
 from dpstream.shared.atoms.dataset import Labelled
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, frame_key
 from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import ImportedSet
 from tests.support import sample_ledger
 
 TYPES = ("O", "H", "C")
@@ -116,6 +117,18 @@ def test_the_card_states_contents_recipe_and_licence(tmp_path: Path, store: Fold
     export(store, sample_ledger.NAME, tmp_path / "out")
     assert "license: not stated" in (tmp_path / "out/dataset/README.md").read_text()
     assert list(damaged_files(tmp_path / "out")) == []
+
+
+def test_the_card_lists_the_sources_of_imported_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ImportedSet(name="old/*.xyz", found=9, taken=7, left_out={"forces": 2})
+    monkeypatch.setattr(sample_ledger, "IMPORTED", (given,))
+    export(sample_ledger.write_sample(tmp_path / "root"), sample_ledger.NAME, tmp_path / "out")
+    card = (tmp_path / "out/dataset/README.md").read_text()
+    assert "- `old/*.xyz`: 7 of 9 frames taken; 2 without valid forces, left out\n" in card
+    page = (tmp_path / "out/report.html").read_text()
+    assert "old/*.xyz: 7 of 9 frames taken, 2 left out (forces)" in page
 
 
 def test_the_archive_is_a_store_once_unpacked(tmp_path: Path, store: FolderStore) -> None:

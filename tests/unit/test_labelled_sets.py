@@ -69,7 +69,7 @@ def test_steps_that_reached_nelm_are_left_out_and_counted(tmp_path: Path) -> Non
     assert (report.found, report.taken) == (3, 2)
     assert report.left_out == {"not-converged": 1}
     assert str(report).startswith(
-        "source: 3 frames found (VASP vasprun.xml), 2 taken; 1 left out: 1 not-converged "
+        "source: 3 frames found (VASP vasprun.xml), 2 taken; 1 left out: 1 not converged "
         "(vasprun.xml: frame 1: the electronic iterations did not converge); free energy"
     )
 

@@ -18,6 +18,19 @@ KIND_WORDS: Mapping[str, str] = {
     "internal": "internal energy",
     "": "energy as given",
 }
+RULE_WORDS: Mapping[str, str] = {
+    "not-converged": "not converged",
+    "end-marker": "incomplete",
+    "frame": "unreadable",
+    "energy": "without an energy",
+    "one-energy": "without one valid energy",
+    "forces": "without valid forces",
+    "virial": "with an invalid virial",
+    "positions": "with atoms elsewhere",
+    "cell": "with an invalid cell",
+    "weights": "with invalid weights",
+}
+"""What a frame that is left out is, by the rule that it breaks."""
 
 
 @dataclass(frozen=True, eq=False)
