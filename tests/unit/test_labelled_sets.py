@@ -222,6 +222,31 @@ def test_outcar_and_vasprun_of_one_run_give_one_training_set() -> None:
         np.testing.assert_allclose(one.label.virial, other.label.virial, atol=1e-4)
 
 
+@recorded
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vasp/OUTCAR.ch4.unconverged",
+        "vasp/vasprun.h2o.md.xml",
+        "qe/Al.out",
+        "gaussian/methane.gaussianlog",
+        "siesta/scf/siesta_output",
+        "cp2k/cp2k_normal_output/cp2k_output",
+    ],
+)
+def test_an_output_that_is_cut_off_gives_no_other_labels(name: str, tmp_path: Path) -> None:
+    text = (OUTPUTS / name).read_text(errors="replace")
+    whole = {item.label.energy: item.label for item in read(OUTPUTS / name)[1]}
+    (tmp_path / "good.xml").write_text(vasprun(SETTLED))
+    for part in np.linspace(0.005, 0.995, 25):
+        (tmp_path / "cut").write_text(text[: int(part * len(text))])
+        items = read(tmp_path / "good.xml", tmp_path / "cut")[1][1:]
+        for item in items:
+            label = whole[item.label.energy]
+            np.testing.assert_array_equal(item.label.forces, label.forces)
+            assert (item.label.virial is None) == (label.virial is None)
+
+
 # ------------------------------------------------------------------------------ other rules
 
 
