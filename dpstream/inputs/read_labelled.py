@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dpstream.inputs.reading.ase_files import one_line
 from dpstream.inputs.reading.found import KIND_WORDS, RULE_WORDS, EnergyKind
 from dpstream.inputs.reading.outputs import ABACUS_LOG
-from dpstream.inputs.reading.patterns import find_files, folders
+from dpstream.inputs.reading.patterns import find_grouped, folders
 from dpstream.inputs.reading.recognise import is_packed
 from dpstream.inputs.reading.sets import SetCount, SetOptions, Taken, check_one_energy, read_set
 from dpstream.shared.atoms.frames import WEIGHTS, Frame, FrameLabel
@@ -137,7 +137,7 @@ def _read_source(
     source: str | LabelledSet, folder: Path, type_map: Sequence[str], key: str
 ) -> tuple[SourceReport, list[Imported]]:
     given = LabelledSet(file=source) if isinstance(source, str) else source
-    paths, inside = _files(given.file, folder, key)
+    paths, inside = find_grouped(given.file, folder, key)
     arguments = {
         "paths": {str(path): str(_absolute(path)) for path in paths},
         "inside": inside,
@@ -157,15 +157,6 @@ def _read_source(
         raise SpecError(
             f"{key}: {given.file}: cannot be read as a labelled set: {error}"
         ) from error
-
-
-def _files(name: str, folder: Path, key: str) -> tuple[list[Path], str]:
-    """The files that a name or pattern means, and the group inside them: `data.hdf5#/group`. A file
-    whose name contains # is taken by its name."""
-    if "#" not in name or (folder / Path(name).expanduser()).exists():
-        return find_files(name, folder, key), ""
-    file, _, inside = name.partition("#")
-    return find_files(file, folder, key), inside
 
 
 def _report(records: Sequence[Record]) -> SourceReport:

@@ -16,7 +16,7 @@ from dpstream.inputs.read_labelled import SourceReport, read_labelled
 from dpstream.inputs.read_structures import read_structures
 from dpstream.inputs.reading.ase_files import read_dpdata
 from dpstream.inputs.reading.deepmd_systems import is_mixed, systems_in
-from dpstream.inputs.reading.patterns import find_files
+from dpstream.inputs.reading.patterns import find_grouped
 from dpstream.inputs.reading.recognise import HDF5, format_of
 from dpstream.shared.atoms.frames import (
     Frame,
@@ -106,7 +106,7 @@ def _check_named(sources: Sequence[str], folder: Path) -> None:
 
 def _paths(sources: Sequence[str], folder: Path) -> Iterator[Path]:
     for source in sources:
-        yield from find_files(source.partition("#")[0], folder, KEY)
+        yield from find_grouped(source, folder, KEY)[0]
 
 
 def _systems(path: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dpstream.inputs.reading.patterns import find_files, folders
+from dpstream.inputs.reading.patterns import find_files, find_grouped, folders
 from dpstream.shared.errors import SpecError
 
 FILES = (
@@ -73,6 +73,12 @@ def test_two_stars_are_any_depth_behind_links_too_and_each_folder_once(tree: Pat
 def test_a_name_with_brackets_is_a_name(tree: Path) -> None:
     (tree / "flat[1]").write_text("text\n")
     assert found("flat[1]", tree) == ["flat[1]"]
+
+
+def test_a_hash_begins_a_group_unless_a_file_has_it(tree: Path) -> None:
+    assert find_grouped("flat/*.2#/group", tree, "key") == ([tree / "flat/POSCAR.2"], "/group")
+    (tree / "a#b").write_text("text\n")
+    assert find_grouped("a#b", tree, "key") == ([tree / "a#b"], "")
 
 
 def test_home_and_absolute_names(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

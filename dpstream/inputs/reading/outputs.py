@@ -123,17 +123,16 @@ def _qe_frames(path: Path) -> Iterator[tuple[Frame | None, str]]:
 # ------------------------------------------------------------------------------ single points
 
 
-def _single_point(code: str, form: str, name: str, periodic: bool = True) -> Reader:
-    """A reader of outputs with one configuration, which the code's parser calls `name`. dpdata
-    reads the atoms in its format `form`."""
+def _single_point(
+    code: str, form: str, name: str, *, periodic: bool = True, beside: tuple[str, ...] = ()
+) -> Reader:
+    """A reader of outputs with one configuration, which the code's parser calls `name`; it also
+    reads the files `beside` the output. dpdata reads the atoms in its format `form`."""
 
     def read(path: Path) -> Iterator[FoundFrame]:
         frame, problem = _dpdata_frame(path, form, periodic)
-        files = {name: read_text(path)}
-        report = path.parent / "REPORT"
-        if code == "pwmat" and report.is_file():
-            files["REPORT"] = read_text(report)
-        yield _found(code, files, frame, problem)
+        others = {other: read_text(path.parent / other) for other in beside}
+        yield _found(code, {name: read_text(path), **others}, frame, problem)
 
     return read
 
@@ -192,7 +191,7 @@ READERS: Mapping[str, Reader] = {
     "ABACUS": read_abacus,
     "SIESTA": _single_point("siesta", "siesta/output", "stdout"),
     "Gaussian": _single_point("gaussian", "gaussian/log", "input.log", periodic=False),
-    "PWmat": _single_point("pwmat", "pwmat/mlmd", "OUT.MLMD"),
+    "PWmat": _single_point("pwmat", "pwmat/mlmd", "OUT.MLMD", beside=("REPORT",)),
     "FHI-aims": _through_ase(
         "aims-output", "Self-consistency cycle converged", "cycle not converged"
     ),

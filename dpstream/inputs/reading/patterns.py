@@ -41,6 +41,15 @@ def find_files(pattern: str, folder: Path, key: str) -> list[Path]:
     return matches
 
 
+def find_grouped(name: str, folder: Path, key: str) -> tuple[list[Path], str]:
+    """As `find_files`, with the group inside the files: `data.hdf5#/group`. A file whose name
+    contains # is taken by its name."""
+    if "#" not in name or (folder / Path(name).expanduser()).exists():
+        return find_files(name, folder, key), ""
+    file, _, inside = name.partition("#")
+    return find_files(file, folder, key), inside
+
+
 def natural(path: Path) -> tuple[tuple[tuple[int, int | str], ...], str]:
     """Sort key with which numbers in names are compared as numbers."""
     words = re.split(r"(\d+)", str(path))
