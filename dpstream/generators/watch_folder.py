@@ -10,6 +10,7 @@ from typing import Any
 from dpstream.generators.client import PART, Generator, Verdict
 from dpstream.inputs.read_structures import read_structures
 from dpstream.inputs.reading.ase_files import one_line
+from dpstream.inputs.reading.patterns import folders, is_hidden
 from dpstream.shared.atoms.frames import Frame, as_frame, canonical, frame_key
 from dpstream.shared.errors import SpecError
 from dpstream.shared.values import stable_id
@@ -74,8 +75,9 @@ class WatchedFolder:
 
     def _settled(self) -> Iterator[Path]:
         """Files that are new or changed, and unchanged since the last scan."""
-        paths = {path for pattern in PATTERNS for path in self.folder.rglob(pattern)}
-        for path in sorted(path for path in paths if path.is_file()):
+        places = list(folders(self.folder))
+        paths = {path for place in places for pattern in PATTERNS for path in place.glob(pattern)}
+        for path in sorted(path for path in paths if path.is_file() and not is_hidden(path)):
             status = path.stat()
             now = status.st_mtime, status.st_size
             if self._read.get(path) != now and self._seen.get(path) == now:

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from dpstream.generators import client
 from dpstream.generators.client import Generator
+from dpstream.generators.watch_folder import WatchedFolder
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.bus.topology import COORDINATOR, MOST_OFFERED, PROPOSALS
@@ -45,3 +46,18 @@ def test_a_generator_waits_while_the_queue_of_proposals_is_full(
     assert bus.depth(PROPOSALS) == MOST_OFFERED
     assert bus.depth(COORDINATOR) == 1
     assert {line["event"] for line in logged} == {"the queue of proposals is full, trying again"}
+
+
+def test_a_watched_folder_passes_hidden_files_over_and_follows_links(tmp_path: Path) -> None:
+    store, bus = FolderStore(tmp_path / "store"), InProcessBus()
+    store.put(campaign_uri("world", "spec.json"), b"{}")
+    folder, elsewhere = tmp_path / "watched", tmp_path / "elsewhere"
+    for place in (folder / ".ipynb_checkpoints", folder / "run", elsewhere):
+        place.mkdir(parents=True)
+    for number, place in enumerate((folder / ".ipynb_checkpoints", folder / "run", elsewhere)):
+        (place / "a.xyz").write_text(f"1\n\nH 0 0 {number}\n")
+    (folder / "run" / "._a.xyz").write_text("1\n\nH 0 0 9\n")
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "run" / "back").symlink_to(folder)
+    watch = WatchedFolder(folder, Generator(bus, store, "world", "ga"), lambda said: None)
+    assert [watch.look(), watch.look()] == [0, 2]

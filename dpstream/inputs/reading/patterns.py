@@ -68,6 +68,10 @@ def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
             yield from _matches(inside, rest)
 
 
+def is_hidden(path: Path) -> bool:
+    return path.name.startswith(".")
+
+
 def folders(start: Path) -> Iterator[Path]:
     """`start` and all folders below it that are not hidden, behind links too; each once, in natural
     order."""
@@ -80,7 +84,7 @@ def folders(start: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         yield folder
-        inside = [each for each in folder.iterdir() if not each.name.startswith(".")]
+        inside = [each for each in folder.iterdir() if not is_hidden(each)]
         waiting += sorted((each for each in inside if each.is_dir()), key=natural, reverse=True)
 
 
