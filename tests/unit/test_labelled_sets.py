@@ -475,6 +475,17 @@ def test_mixed_types_in_hdf5_are_read_as_mixed(tmp_path: Path) -> None:
         )
 
 
+def test_arrays_that_are_not_read_are_told(tmp_path: Path) -> None:
+    folder = system(tmp_path / "data")
+    assert "not read" not in str(read(folder)[0])
+    np.save(folder / "set.000" / "spin.npy", np.zeros((1, 9)))
+    write_hdf5(tmp_path / "a.hdf5", mixed=False)
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        file["water/set.000/dipole.npy"] = np.zeros((2, 3))
+    report, _ = read(folder, tmp_path / "a.hdf5")
+    assert "not read: spin; not read: dipole" in str(report)
+
+
 def test_types_without_names_are_told_or_refused(tmp_path: Path) -> None:
     folder = system(tmp_path / "data")
     (folder / "type_map.raw").unlink()

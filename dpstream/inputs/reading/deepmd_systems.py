@@ -18,6 +18,8 @@ from dpstream.shared.atoms.frames import PARAMETERS, WEIGHTS, Frame
 from dpstream.shared.errors import SpecError
 
 MIXED = "real_atom_types"
+READ = {"coord", "box", "energy", "force", "virial", MIXED, *PARAMETERS, *WEIGHTS}
+"""Arrays of a set that are read."""
 
 
 class TypeNames(NamedTuple):
@@ -49,6 +51,7 @@ def read_system(
     _register_further(dpdata)
     if not names.is_given:
         _check_types(np.loadtxt(folder / "type.raw", dtype=int), _type_map(folder), str(folder))
+    _tell_unread({file.stem for part in sets for file in part.glob("*.npy")}, tell)
     with inside(folder):
         if is_mixed(folder):
             parts = dpdata.formats.deepmd.mixed.to_system_data(".", labels=True)
@@ -76,6 +79,8 @@ def read_hdf5(
             given = [str(each, "utf-8") for each in group.get("type_map.raw", ())]
             if not names.is_given:
                 _check_types(group["type.raw"][:], given, f"{path}#/{name}")
+            sets = [each for key, each in group.items() if key.startswith("set.")]
+            _tell_unread({key.removesuffix(".npy") for each in sets for key in each}, tell)
             for data in _of_group(dpdata, group):
                 yield from _frames(_named(data, names, f"{path}#/{name}", tell))
 
@@ -118,6 +123,12 @@ def _register_further(dpdata: Any) -> None:
         kind = DataType(name, np.ndarray, (Axis.NFRAMES, *shape), required=False, deepmd_name=name)
         dpdata.System.register_data_type(kind)
         dpdata.LabeledSystem.register_data_type(kind)
+
+
+def _tell_unread(names: set[str], tell: Callable[[str], None]) -> None:
+    unread = sorted(names - READ)
+    if unread:
+        tell(f"not read: {', '.join(unread)}")
 
 
 def _type_map(folder: Path) -> list[str]:
