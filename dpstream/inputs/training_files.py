@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from dpstream.inputs.reading.ase_files import one_line
-from dpstream.inputs.reading.patterns import find_files
+from dpstream.inputs.reading.patterns import find_one
 from dpstream.inputs.reading.recognise import unpacked
 from dpstream.services.trainer.checkpoints import pack_given
 from dpstream.services.trainer.repulsion import check_table
@@ -62,6 +62,7 @@ def _model(init: Init, model: str, spec: Spec, folder: Path) -> TrainingFile:
             f"{key}: {path}: {init.how} with {spec.training.backend} requires a "
             f"{' or '.join(suffixes)} file"
         )
+    path = find_one(model, folder, key)
     data = _bytes(path, key)
     if init.branch is not None:
         _check_branch(init.branch, path)
@@ -94,9 +95,7 @@ def _table(spec: Spec, folder: Path) -> Iterator[tuple[str, TrainingFile]]:
     if repulsion is None or repulsion.table == ZBL:
         return
     key = "training.repulsion.table"
-    path, *more = find_files(repulsion.table, folder, key)
-    if more:
-        raise SpecError(f"{key}: {len(more) + 1} files match {repulsion.table!r}; name one of them")
+    path = find_one(repulsion.table, folder, key)
     with unpacked(path) as plain:
         data = _bytes(plain, key)
     try:

@@ -429,9 +429,9 @@ def test_given_models_travel_by_content(tmp_path: Path) -> None:
     [
         ("init-frz-model", "m.pth", "requires a .pb file"),
         ("finetune", "m.pth", "requires a .pb file"),
-        ("finetune", "no.pb", "No such file"),
+        ("finetune", "no.pb", "no file matches 'no.pb'"),
         ("init-model", "model.ckpt", "no checkpoint has this name"),
-        ("init-model", "no.zip", "No such file"),
+        ("init-model", "no.zip", "no file matches 'no.zip'"),
     ],
 )
 def test_what_is_no_given_model(how: str, model: str, said: str, tmp_path: Path) -> None:
@@ -439,6 +439,16 @@ def test_what_is_no_given_model(how: str, model: str, said: str, tmp_path: Path)
     with pytest.raises(SpecError, match=r"training\.init\.model: ") as caught:
         given_files(wanted, tmp_path)
     assert said in str(caught.value)
+
+
+def test_a_pattern_that_names_one_model_or_several(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "final.pb").write_bytes(b"model")
+    init = {"model": "old/*.pb", "how": "finetune"}
+    assert given_files(spec(training={"init": init}), tmp_path)["given-model-0"].data == b"model"
+    (tmp_path / "old" / "other.pb").write_bytes(b"model")
+    with pytest.raises(SpecError, match=r"2 files match 'old/\*\.pb'; name one of them"):
+        given_files(spec(training={"init": init}), tmp_path)
 
 
 def test_only_pytorch_finetunes_a_branch() -> None:

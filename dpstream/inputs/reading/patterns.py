@@ -41,6 +41,14 @@ def find_files(pattern: str, folder: Path, key: str) -> list[Path]:
     return matches
 
 
+def find_one(pattern: str, folder: Path, key: str) -> Path:
+    """The only file that `pattern` names. Raises `SpecError` also if there are several."""
+    path, *more = find_files(pattern, folder, key)
+    if more:
+        raise SpecError(f"{key}: {len(more) + 1} files match {pattern!r}; name one of them")
+    return path
+
+
 def find_grouped(name: str, folder: Path, key: str) -> tuple[list[Path], str]:
     """As `find_files`, with the group inside the files: `data.hdf5#/group`. A file whose name
     contains # is taken by its name."""
