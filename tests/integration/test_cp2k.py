@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from ase.build import molecule
 
+from dpstream.inputs.read_labelled import read_labelled
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.cp2k import Cp2k, input_text
 from dpstream.services.labeler.recipes import make_recipe
@@ -209,3 +210,19 @@ def test_another_version_than_stated_is_refused() -> None:
     require("cp2k")
     with pytest.raises(SpecError, match=r"labels\.version: '1\.0', but cp2k"):
         make_recipe(LabelSettings(code="cp2k", version="1.0"))
+
+
+def test_its_output_imported_is_the_same_label(done: tuple[Outcome, Path]) -> None:
+    (item,), label = (
+        read_labelled(["stdout"], done[1], ["H"], "initial.data").items,
+        done[0].label(),
+    )
+    assert item.label.energy == label.energy
+    np.testing.assert_allclose(item.label.forces, label.forces, atol=1e-6)
+    assert item.label.virial is not None
+    assert label.virial is not None
+    np.testing.assert_allclose(item.label.virial, label.virial, rtol=1e-3, atol=1e-4)
+    assert item.frame.cell is not None
+    np.testing.assert_allclose(
+        item.frame.cell, hydrogen().cell, atol=1e-3
+    )  # three decimals printed
