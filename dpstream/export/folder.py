@@ -179,9 +179,10 @@ def _data(results: CampaignResults, folder: Path, licence: str) -> Iterator[str]
     names = [f"deepmd/{system.name}" for system in systems]
     _write_input(results, folder / "dataset", names)
     yield f"{folder / 'dataset'}: {len(trained)} labelled frames, for DeePMD-kit and as extxyz"
-    yield write_formats(trained, folder / "dataset", results.spec.type_map)
-    write_card(results, trained, folder / "dataset", licence)
-    yield f"{folder / 'dataset' / CARD}: what is in the dataset, and how it was computed"
+    if trained:
+        yield write_formats(trained, folder / "dataset", results.spec.type_map)
+        write_card(results, trained, folder / "dataset", licence)
+        yield f"{folder / 'dataset' / CARD}: what is in the dataset, and how it was computed"
     for name, items in (("audit", results.audit_set()), ("held-out", results.test_set())):
         if items:
             (folder / name).mkdir()
