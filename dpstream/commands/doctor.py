@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -28,10 +27,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from dpstream.commands.label_one import label_one, show_one, smallest
 from dpstream.commands.options import DEFAULT_ROOT, AsJson, Broker, Root, prepared
 from dpstream.inputs.check_installed import check_engines
 from dpstream.running.connection import is_folder, open_bus, open_store
-from dpstream.running.label_here import LabelMethod, frame_labeler
+from dpstream.running.label_here import LabelMethod
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.base import FileCode
 from dpstream.services.labeler.recipes import installed_codes, make_recipe
@@ -39,7 +39,7 @@ from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.services.trainer.device_facts import on_gpu
 from dpstream.services.trainer.resources import TrainerResources
 from dpstream.services.trainer.training_input import BACKENDS
-from dpstream.shared.atoms.frames import Frame, frame_key
+from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import DpstreamError, SpecError
 from dpstream.shared.runtime.child_process import PINNED
 from dpstream.shared.runtime.confinement.children import confinement
@@ -54,8 +54,7 @@ from dpstream.shared.runtime.device import (
 from dpstream.shared.runtime.machine import cores
 from dpstream.shared.settings import read_settings, variable_of
 from dpstream.shared.spec import LabelSettings, Spec
-from dpstream.shared.store.folder import FolderStore
-from dpstream.shared.values import Accepted, Rejected
+from dpstream.shared.values import Rejected
 from dpstream.terminal.console import console, say
 from dpstream.terminal.tables import text_table
 
@@ -75,7 +74,7 @@ present = useful & set(l.installed_packages)
 text = f"{l.version()}; packages {', '.join(sorted(present))}"
 print(text + "".join(f", no {name}" for name in sorted(useful - present)))
 """
-Own = tuple[LabelSettings, Mapping[str, bytes], Frame]
+Own = tuple[LabelSettings, Mapping[str, bytes], Frame, Spec]
 State = Literal["works", "missing", "absent"]
 MARKS = {
     "works": "[green]works[/]",
@@ -106,6 +105,9 @@ def doctor(
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
     as_json: AsJson = False,
+    one: Annotated[
+        bool, typer.Option("--label-one", help="Only label SPEC's smallest structure, and show it.")
+    ] = False,
 ) -> None:
     """Check this machine: engines, labeling codes, disk, cores; broker and store if given.
 
@@ -114,6 +116,9 @@ def doctor(
 
     Exit status: 0 everything needed works, 1 something is missing.
     """
+    if one:
+        show_one(spec)
+        return
     findings = examine(spec, root, broker)
     if as_json:
         console.print_json(data=[asdict(finding) for finding in findings])
@@ -214,10 +219,9 @@ def _spec(path: Path | None) -> tuple[Spec | None, Own | None, list[Finding]]:
     except SpecError as error:
         return None, None, [_missing("spec", error)]
     systems = gathered.systems
-    frames = [frame for structures in systems.values() for frame in structures]
-    smallest = min(frames, key=lambda frame: len(frame.species))
-    about = f"{len(frames)} starting structures in {len(systems)} systems"
-    return spec, (spec.labels, gathered.attachments, smallest), [Finding("spec", "works", about)]
+    about = f"{sum(map(len, systems.values()))} starting structures in {len(systems)} systems"
+    own = (spec.labels, gathered.attachments, smallest(systems), spec)
+    return spec, own, [Finding("spec", "works", about)]
 
 
 def _missing(part: str, error: DpstreamError, state: State = "missing") -> Finding:
@@ -320,11 +324,15 @@ def _code(name: str) -> Finding:
     if isinstance(code, FileCode) or not code.molecular:
         return Finding(part, "works", f"{recipe.version}, not tested; give a SPEC to test it")
     hydrogen = Frame(("H", "H"), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]]))
-    return _single_point(LabelSettings(code=name), {}, hydrogen, "absent")
+    return _single_point(LabelSettings(code=name), {}, hydrogen, None, "absent")
 
 
 def _single_point(
-    labels: LabelSettings, files: Mapping[str, bytes], frame: Frame, otherwise: State
+    labels: LabelSettings,
+    files: Mapping[str, bytes],
+    frame: Frame,
+    spec: Spec | None,
+    otherwise: State,
 ) -> Finding:
     """Label one frame as a labeler does, in a temporary store."""
     part = f"labels: {labels.code}"
@@ -332,7 +340,7 @@ def _single_point(
         recipe = make_recipe(labels)
         limit = min(labels.max_seconds, POINT_SECONDS)
         bounded = labels.model_copy(update={"max_seconds": limit})
-        verdict = _point(LabelMethod(bounded, recipe, files), frame)
+        verdict, _ = label_one(LabelMethod(bounded, recipe, files, spec), frame)
     except DpstreamError as error:
         return _missing(part, error, otherwise)
     about = f"{recipe.version}; {frame.formula}"
@@ -342,13 +350,6 @@ def _single_point(
     if "time limit" in verdict.detail:
         return Finding(part, "works", f"{about}: still running after {POINT_SECONDS:g} s, stopped")
     return Finding(part, otherwise, f"{about}: {verdict.rule}: {verdict.detail}", "change labels")
-
-
-def _point(method: LabelMethod, frame: Frame) -> Accepted | Rejected:
-    with tempfile.TemporaryDirectory(prefix="dpstream-") as folder:
-        store = FolderStore(Path(folder))
-        with frame_labeler(method, store, "doctor", threading.Event()) as labeler:
-            return labeler.judge(frame_key(frame), frame)
 
 
 def _folders() -> Iterator[Finding]:

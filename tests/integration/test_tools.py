@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from ase import units
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.io import read, write
@@ -191,6 +193,38 @@ def test_the_doctor_finds_everything_that_runs_here(
     assert "Cu4: " in rows["labels: ase"]
     assert "H2: -26.7211 eV" in rows["labels: tblite"]
     assert said.splitlines()[-1] == "this machine meets all requirements of spec.yaml"
+
+
+def test_one_label_shows_what_was_read(call: Call) -> None:
+    write("Cu.xyz", rattled(1), format="extxyz")
+    spec = {
+        "name": "small",
+        "type_map": ["Cu"],
+        "systems": {"copper": {"structures": ["Cu.xyz"]}},
+        "initial": {"perturb": {"copies": 2}},
+        "stages": [{"name": "cold", "systems": ["copper"], "temperatures": [50]}],
+        **EMT_RECIPE,
+    }
+    Path("spec.yaml").write_text(yaml.safe_dump(spec))
+    status, said = call("doctor", "spec.yaml", "--label-one")
+    assert status == 0, said
+    atoms = rattled(1)[0]
+    atoms.calc = EMT()
+    rows = dict(line.split(maxsplit=1) for line in said.splitlines())
+    energy, forces, pressure = (
+        float(rows[name].split()[at]) for name, at in (("energy", 0), ("forces", 0), ("virial", -2))
+    )
+    assert energy == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
+    assert forces == pytest.approx(np.sqrt((atoms.get_forces() ** 2).mean()), rel=1e-3)
+    stress = np.trace(atoms.get_stress(voigt=False)) / 3 / units.GPa
+    assert pressure == pytest.approx(-stress, abs=2e-3)
+    assert rows["program"].startswith("ase ")
+    spec["labels"] = {**EMT_RECIPE["labels"], "max_force": 1e-3}
+    Path("spec.yaml").write_text(yaml.safe_dump(spec))
+    status, said = call("doctor", "spec.yaml", "--label-one")
+    assert status == 1
+    assert said.startswith("rejected: max-force: largest force")
+    assert call("doctor", "--label-one") == (2, "dpstream: --label-one: needs a SPEC\n")
 
 
 def test_the_doctor_names_the_gpus_and_what_pytorch_lacks_there(
