@@ -15,7 +15,10 @@ from dpstream.services.labeler.codes.cp2k import Cp2k, Cp2kSettings, input_text
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.values import Recipe
 from tests.support.code_settings import TEMPLATE
+from tests.support.cp2k_keywords import HYDROGEN, LITHIUM
 from tests.support.labeling_programs import recorded
+
+OUTPUTS = Path(__file__).parents[1] / "data/outputs"
 
 METHANE = Frame(
     ("C", "H", "H", "H", "H"),
@@ -348,3 +351,33 @@ def test_the_defaults_have_a_stress_and_keywords_may_remove_it() -> None:
     without = recipe(keywords={"FORCE_EVAL": {"STRESS_TENSOR": "none"}})
     assert Cp2k().no_virial(without.settings) == "keywords: FORCE_EVAL.STRESS_TENSOR: NONE"
     assert "STRESS_TENSOR none" in lines(without)
+
+
+# ---------------------------------------------------------------------------- own outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "frame", "energy", "force", "virial", "has_positions"),
+    [
+        ("cp2k-low", HYDROGEN, -31.53437716104883, -9.545929362304348, -5.16875573476538, False),
+        ("cp2k-smeared", LITHIUM, -406.8862493062702, 0.08579855776394961, 0.2114022466, True),
+    ],
+)
+def test_outputs_of_quiet_and_verbose_runs_have_the_numbers_of_the_trajectory_files(
+    tmp_path: Path,
+    name: str,
+    frame: Frame,
+    energy: float,
+    force: float,
+    virial: float,
+    has_positions: bool,
+) -> None:
+    (tmp_path / "stdout").write_text((OUTPUTS / f"{name}.out").read_text())
+    outcome = Cp2k().read_outputs(tmp_path, frame, 0)
+    assert check_after(frame, outcome, AcceptanceLimits()) is None
+    label = outcome.label()
+    assert label.virial is not None
+    assert label.energy == pytest.approx(energy, abs=1e-8)
+    assert label.forces[0, 0] == pytest.approx(force, abs=1e-6)
+    assert label.virial[1, 1] == pytest.approx(virial, abs=1e-6)
+    assert (outcome.positions is not None) == has_positions

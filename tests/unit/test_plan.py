@@ -185,3 +185,13 @@ def test_new_refuses_bad_names_and_existing_folders(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpecError, match="cannot be written"):
         create("mine", tmp_path / "file", "", {})
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_the_plan_says_who_checks_the_training_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    molecule("CH4").write(tmp_path / "a.xyz")
+    monkeypatch.setattr("dpstream.terminal.plan.deepmd_is_here", lambda: here)
+    text = as_text(plan(spec(), gather(spec(), tmp_path), make_recipe(spec().labels)))
+    assert ("checked by the trainers: no DeePMD-kit here" in " ".join(text.split())) == (not here)
