@@ -157,7 +157,9 @@ class LabelState:
     """Reused labels that are computed again, by frame key."""
     failures: Table[tuple[str, ...]] | None = Map()
     """Keys of the frames rejected after they were computed, in alphabetical order, by
-    `Rejected.kind`; None once a label was accepted."""
+    `Rejected.kind`; None once a label was accepted, or is not waited for any longer."""
+    failures_retried: bool = False
+    """Whether such frames were requested again, after their rejections had paused the campaign."""
 
     @property
     def distrusted(self) -> tuple[str, ...]:

@@ -38,8 +38,11 @@ class Broken(CampaignSimulator):
     """Rejects every frame after a second of work, until it is mended; `details`: what it says, in
     turn."""
 
-    def __init__(self, *details: str, seconds: float = 1.0, accepts: str = "") -> None:
+    def __init__(
+        self, *details: str, seconds: float = 1.0, accepts: str = "", rule: str = "exit-status"
+    ) -> None:
         super().__init__(reject=self._fails, label_seconds=seconds)
+        self.rule = rule
         self.broken, self.details, self.accepts = True, details or ("exit status 1",), accepts
 
     def _fails(self, frame: str) -> bool:
@@ -48,11 +51,14 @@ class Broken(CampaignSimulator):
     def answer(self, command: m.Command) -> list[m.Message]:
         return [self._in_words(each) for each in super().answer(command)]
 
+    def _detail(self, key: str) -> str:
+        return self.details[int(key, 16) % len(self.details)]
+
     def _in_words(self, message: m.Message) -> m.Message:
         if not isinstance(message, m.LabelsDone):
             return message
         rejected = tuple(
-            each.model_copy(update={"detail": self.details[int(each.key, 16) % len(self.details)]})
+            each.model_copy(update={"rule": self.rule, "detail": self._detail(each.key)})
             for each in message.rejected
         )
         return message.model_copy(update={"rejected": rejected})
@@ -69,7 +75,7 @@ def test_five_rejections_alike_pause_it_with_the_programs_words() -> None:
     state = campaign.state
     assert state.finished is None
     assert (state.paused or "").startswith(
-        "5 frames were rejected alike and no label was accepted: not-converged: exit status 1: "
+        "5 frames were rejected alike and no label was accepted: exit-status: exit status 1: "
         "cannot open basis set, line 3. "
     )
     check_snapshot(state)
@@ -89,9 +95,10 @@ def test_numbers_make_no_difference_and_words_do() -> None:
         (Broken(), {"pause_after": 0}),
         (Broken(), {"pause_after": 7}),
         (Broken(seconds=0.0), {}),
+        (Broken(rule="max-force"), {}),
         (Broken(accepts=key("initial", 5)), {}),
     ],
-    ids=["never", "later", "at no cost", "one is accepted"],
+    ids=["never", "later", "at no cost", "far from rest", "one is accepted"],
 )
 def test_it_does_not_pause(world: CampaignSimulator, labels: dict[str, Any]) -> None:
     assert paused(world, **labels).state.paused is None
@@ -139,13 +146,20 @@ def test_a_run_on_this_machine_takes_it_up_before_it_looks_whether_it_is_paused(
         cluster.stop()
 
 
-def test_without_mending_it_pauses_again() -> None:
-    campaign = paused(Broken())
-    for number in range(3):
-        campaign.deliver(resumed(number))
-        assert campaign.state.paused is None
-        campaign.run(check_counters)
-        assert "rejected alike" in (campaign.state.paused or "")
+def test_without_mending_it_pauses_once_more_and_then_goes_on_without_them() -> None:
+    world = Broken()
+    campaign = paused(world)
+    assert "these frames are labelled again" in (campaign.state.paused or "")
+    campaign.deliver(resumed(1))
+    assert campaign.state.paused is None
+    campaign.run(check_counters)
+    assert "resume goes on without them" in (campaign.state.paused or "")
+    bought = len(world.labelled)
+    campaign.deliver(resumed(2))
+    state = campaign.run(check_counters)
+    assert state.finished is not None
+    assert state.finished.why == "no initial label was accepted"
+    assert len(world.labelled) <= bought + 6
 
 
 def _calm() -> State:

@@ -278,6 +278,8 @@ def test_exchange_that_is_not_self_consistent_is_not_converged(tmp_path: Path) -
     assert broken is not None
     assert broken.rule == "not-converged"
     assert outcome.end_marker
+    assert outcome.not_converged
+    assert "EXX convergence NOT achieved after   4 iterations" in broken.detail
     assert outcome.forces is not None
 
 

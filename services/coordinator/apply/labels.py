@@ -30,6 +30,8 @@ from dpstream.services.coordinator.state import (
 from dpstream.shared import messages as m
 from dpstream.shared.values import Accepted, FrameRef, Ref, Rejected, is_offered, stable_seed
 
+OF_THE_FRAME = frozenset({"max-force"})
+"""Rules that frames far from equilibrium break, whatever the recipe."""
 LONGEST_LABEL = 1e7
 """Seconds; a longer time of a label is an error of its worker and does not count."""
 
@@ -167,22 +169,25 @@ def _with_failures(labels: LabelState, verdicts: Collection[Accepted | Rejected]
         return replace(labels, failures=None)
     failures = labels.failures
     for each in verdicts:
-        if isinstance(each, Rejected) and _took_time(each):
+        if isinstance(each, Rejected) and _took_time(each) and each.rule not in OF_THE_FRAME:
             known = failures.get(each.kind, ())
             failures = failures.set(each.kind, tuple(sorted({*known, each.key})))
     return replace(labels, failures=failures)
 
 
 def request_failed_again(state: State) -> State:
-    """If frames were rejected alike so often that the campaign paused: requests their labels again.
-    Frames of generators keep the verdict that was reported."""
+    """If frames were rejected alike so often that the campaign paused: requests their labels again;
+    the second time nothing, so that the campaign goes on without them. Frames of generators keep
+    the verdict that was reported."""
     failures = state.labels.failures or Map()
     if not state.is_failing:
         return state
+    if state.labels.failures_retried:
+        return replace(state, labels=replace(state.labels, failures=None))
     for key in sorted(key for keys in failures.values() for key in keys):
         if state.frame_status(key) == "rejected" and not is_offered(_frame(state, key).origin):
             state = _with_status(state, key, "waiting")
-    return replace(state, labels=replace(state.labels, failures=Map()))
+    return replace(state, labels=replace(state.labels, failures=Map(), failures_retried=True))
 
 
 def _took_time(verdict: Accepted | Rejected) -> bool:

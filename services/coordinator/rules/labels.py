@@ -20,6 +20,11 @@ from dpstream.shared.values import Dataset, FrameRef, Ref, is_offered, stable_id
 
 BUNDLE_SECONDS = 1.0
 """Work in a label task, s: much more than a message costs, and little to lose."""
+MEND = (
+    "If a labeler is the cause, mend it and resume: these frames are labelled again. If "
+    "labels.settings are, cancel and start a campaign with others"
+)
+AGAIN = "They were labelled again; resume goes on without them, cancel ends the campaign"
 MOST_FRAMES = 100
 """Most frames that a label task may have."""
 
@@ -100,8 +105,7 @@ def pause_failing(decisions: Decisions) -> None:
         m.CampaignPaused,
         event.id,
         why=f"{alike.get(last.kind, 0)} frames were rejected alike and no label was accepted: "
-        f"{last.rule}: {last.detail}. If a labeler is the cause, mend it and resume: these frames "
-        "are labelled again. If labels.settings are, cancel and start a campaign with others",
+        f"{last.rule}: {last.detail}. {AGAIN if state.labels.failures_retried else MEND}",
     )
 
 

@@ -213,7 +213,7 @@ class Qe(CodeDefaults):
             exit_status=exit_status,
             end_marker="JOB DONE." in text,
             converged="convergence has been achieved" in text and is_accurate(text),
-            not_converged=re.search(NOT_CONVERGED, text) is not None,
+            not_converged=first(NOT_CONVERGED, text) is not None,
             energies=energies(ended),
             frames=max(1, len(re.findall(FORCES, text, re.MULTILINE))),
             forces=scaled(rows(FORCE, block(text, FORCES, FORCES_END)), RYDBERG / BOHR),
