@@ -113,12 +113,15 @@ def _items_of(fetch: Fetch, version: Dataset) -> Iterator[Labelled]:
 
 def labelled_batch(labelled: Sequence[tuple[Frame, FrameLabel]]) -> Batch:
     """A labelled batch with arrays energy `(n,)` eV, forces `(n, a, 3)` eV/Å and, if present,
-    virial `(n, 3, 3)` eV and atomic weights `(n, a)`."""
+    virial `(n, 3, 3)` eV and atomic weights `(n, a)`. Raises ValueError if only some labels have a
+    virial."""
     arrays = {
         "energy": np.array([label.energy for _, label in labelled]),
         "forces": np.stack([label.forces for _, label in labelled]),
     }
     virials = [label.virial for _, label in labelled if label.virial is not None]
+    if len(virials) not in (0, len(labelled)):
+        raise ValueError(f"{len(virials)} of {len(labelled)} labels have a virial")
     if virials:
         arrays["virial"] = np.stack(virials)
     for name in labelled[0][1].weights:

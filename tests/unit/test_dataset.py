@@ -9,7 +9,13 @@ import pytest
 from ase.io import read
 
 from dpstream.shared.atoms import dataset
-from dpstream.shared.atoms.dataset import Labelled, load_dataset, write_deepmd, write_extxyz
+from dpstream.shared.atoms.dataset import (
+    Labelled,
+    labelled_batch,
+    load_dataset,
+    write_deepmd,
+    write_extxyz,
+)
 from dpstream.shared.atoms.frames import Batch, Frame, FrameLabel, encode_labelled
 from dpstream.shared.values import Dataset, Ref
 
@@ -130,6 +136,15 @@ def test_pack_without_labels_is_refused(objects: Objects) -> None:
     manifest = objects.manifest(1, packs=[objects.put("packs/bad.npz", batch.dumps())])
     with pytest.raises(ValueError, match="has no forces"):
         load_dataset(objects.fetch, manifest)
+
+
+def test_a_pack_has_a_virial_of_all_its_labels_or_of_none() -> None:
+    frame = Frame(("H",), np.zeros((1, 3)), np.eye(3) * 9)
+    have, lack = (FrameLabel(0.0, np.zeros((1, 3)), virial) for virial in (np.eye(3), None))
+    assert "virial" in labelled_batch([(frame, have), (frame, have)]).arrays
+    assert "virial" not in labelled_batch([(frame, lack), (frame, lack)]).arrays
+    with pytest.raises(ValueError, match="1 of 2 labels have a virial"):
+        labelled_batch([(frame, have), (frame, lack)])
 
 
 def test_deepmd_systems_by_composition_and_periodicity(tmp_path: Path) -> None:
