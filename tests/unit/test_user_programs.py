@@ -149,7 +149,7 @@ def test_what_is_not_the_users_is_refused(
         ("abacus", {"input": "INPUT_PARAMETERS\nKSPACING 0.1 0.1 0.2\ninit_chg atomic"}),
         ("gaussian", {"keywords": "#p force cc-pvdz b3lyp scf=(xqc, tight) nosymm"}),
         ("gaussian", {"keywords": "#force b3lyp/6-31g(d,p) integral ( grid = ultrafine )"}),
-        ("siesta", {"fdf": "MD.NumCGsteps 0\nMeshCutoff 300 Ry"}),
+        ("siesta", {"fdf": "MD.NumCGsteps 0 # none\nMeshCutoff 300 Ry"}),
     ],
 )
 def test_comments_quotes_and_several_tags_a_line_are_read_as_the_programs_do(

@@ -60,7 +60,7 @@ class SiestaSettings(WithPotentials):
             key = re.sub(r"[-_.]", "", words[0])
             if key in NOT_THE_USERS:
                 raise ValueError(f"{line.strip()!r}: remove it; dpstream writes it")
-            if key in STEPS and not words[1:] == ["0"]:
+            if key in STEPS and words[1:2] != ["0"]:
                 raise ValueError(f"{line.strip()!r}: remove it; a label is a single point")
             if key.startswith(COMMANDED):
                 raise ValueError(
