@@ -154,11 +154,13 @@ REFUSED: tuple[tuple[Family, str], ...] = (
     (Family("H2", {"keywords": {"FORCE_EVAL": {"STRESS_TENSOR": "DIAGONAL_ANALYTICAL"}}}),
      "use ANALYTICAL"),
     (Family("H2", dft(PERIODIC_EFIELD={"INTENSITY": 0.001})), "STRESS_TENSOR: give NONE"),
+    (Family("H2", dft(POISSON={"PERIODIC": "XY", "POISSON_SOLVER": "ANALYTIC"})), "PERIODIC XY"),
 )
 """With words of the refusal."""
 WITHOUT_VIRIAL: tuple[Family, ...] = (
     Family("H2", {"keywords": {"FORCE_EVAL": {"STRESS_TENSOR": "NONE"}}}),
     Family("H2", _printed(STRESS_TENSOR=None)),
+    Family("H2", dft(POISSON={"PERIODIC": "NONE", "POISSON_SOLVER": "MT"})),
     Family("H2", _printed(STRESS_TENSOR={"_": "OFF"})),
     Family("H2", _printed(STRESS_TENSOR={"FILENAME": "stress"})),
     Family("H2", {"keywords": {"FORCE_EVAL": {

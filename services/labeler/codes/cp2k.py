@@ -19,7 +19,12 @@ from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.attachments import Attached, attachment
 from dpstream.services.labeler.codes import cp2k_input as cp2k
 from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings
-from dpstream.services.labeler.codes.cp2k_printed import check_printed, tree_of, without_stress
+from dpstream.services.labeler.codes.cp2k_printed import (
+    check_printed,
+    is_stress_whole,
+    tree_of,
+    without_stress,
+)
 from dpstream.services.labeler.codes.kpoints import Mesh, mesh_of
 from dpstream.services.labeler.codes.parse import (
     NUMBER,
@@ -220,6 +225,7 @@ class Cp2k(CodeDefaults):
 
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
         text = read_text(folder / "stdout")
+        stressed = is_stress_whole(read_text(folder / INPUT))
         message = abort_message(text)
         return Outcome(
             exit_status=exit_status,
@@ -229,7 +235,7 @@ class Cp2k(CodeDefaults):
             energies=tuple(energy * HARTREE for energy in numbers(ENERGY, text)),
             frames=max(1, len(re.findall(FORCES, text))),
             forces=scaled(rows(FORCE, block(text, FORCES, FORCES_END)), HARTREE / BOHR),
-            virial=virial(text, frame),
+            virial=virial(text, frame) if stressed else None,
             positions=rows(POSITION, block(text, POSITIONS, POSITIONS_END)),
             fault="unsupported-element" if MISSING.search(message) else None,
             messages=(message,) if message else (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from dpstream.services.labeler.codes.cp2k_input import InputLine, Path, Tree, lines_of
@@ -20,6 +21,7 @@ PRINTED: Mapping[Path, str] = {
 """Sections that print what every label needs, with the print level from which CP2K does so."""
 TENSOR: Path = ("FORCE_EVAL", "STRESS_TENSOR")
 FIELD: Path = ("FORCE_EVAL", "DFT", "PERIODIC_EFIELD")
+PERIODIC: Path = ("FORCE_EVAL", "DFT", "POISSON", "PERIODIC")
 TO_FILE = "__STD_OUT__"
 """The file name that stands for the standard output."""
 
@@ -35,17 +37,34 @@ def check_printed(tree: Tree) -> None:
             f"{_dotted(TENSOR)}: {given}: use ANALYTICAL; NUMERICAL repeats the calculation for "
             "each strain, and the diagonal is not the whole tensor"
         )
-    if given != "NONE" and isinstance(_at(tree, FIELD), Mapping):
+    if given == "NONE":
+        return
+    if isinstance(_at(tree, FIELD), Mapping):
         raise ValueError(f"{_dotted(TENSOR)}: give NONE; CP2K has no stress in a PERIODIC_EFIELD")
+    if _periodic(tree) not in ("XYZ", "NONE"):
+        raise ValueError(
+            f"{_dotted(TENSOR)}: give NONE; CP2K has no stress with POISSON.PERIODIC "
+            f"{_periodic(tree)}"
+        )
 
 
 def without_stress(tree: Tree) -> str | None:
-    """The keyword because of which CP2K prints no stress; None if it does."""
+    """The keyword because of which CP2K prints no stress, or one that is not the derivative of the
+    energy, as in cells without periodicity; None if there is none."""
     if _tensor(tree) == "NONE":
         return f"{_dotted(TENSOR)}: NONE"
+    if _periodic(tree) != "XYZ":
+        return f"{_dotted(PERIODIC)}: {_periodic(tree)}"
     section = _at(tree, STRESS)
     printed = isinstance(section, Mapping) and _is_printed(tree, section, "HIGH")
     return None if printed and not _file(section) else _dotted(STRESS)
+
+
+def is_stress_whole(text: str) -> bool:
+    """Whether the stress that an input asks for, if it asks for one, is the energy's derivative."""
+    with suppress(ValueError):
+        return _periodic(tree_of(text)) == "XYZ"
+    return True
 
 
 def _check_section(tree: Tree, path: Path) -> None:
@@ -77,6 +96,12 @@ def _tensor(tree: Tree) -> str:
     """The value of the keyword; of one that is given by a variable, the usual one."""
     word = _word(_at(tree, TENSOR) or "NONE")
     return "ANALYTICAL" if "$" in word else word
+
+
+def _periodic(tree: Tree) -> str:
+    """The directions in which the electrostatic potential is periodic."""
+    word = _word(_at(tree, PERIODIC) or "XYZ")
+    return "XYZ" if "$" in word else word
 
 
 def _file(section: Mapping[str, Any]) -> str:
