@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -38,10 +39,14 @@ def document() -> dict[str, Any]:
     return {**theirs, **{key: ours[key] for key in SMALL}}
 
 
-def dpstream(*words: object, status: int = 0) -> str:
+def dpstream(*words: object, status: int = 0, **environment: str) -> str:
     command = [sys.executable, "-m", "dpstream", *map(str, words)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200", **environment},
     )
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
@@ -75,6 +80,32 @@ def test_each_job_is_done_once_in_order_without_audit(root: Path) -> None:
     chosen = [len(m.labels) for m in heard if isinstance(m, CandidatesSelected)]
     assert chosen == [3, 3], "fp_task_max"
     assert Counter(labelled(state_of(root)).values()) == {"train": 6}
+
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "from-dpgen"
+
+
+@pytest.mark.soak
+def test_the_example_runs_to_its_end_from_its_two_files(tmp_path: Path) -> None:
+    """With short trainings and trajectories, but its own program, files and machine file."""
+    folder = tmp_path / "from-dpgen"
+    shutil.copytree(EXAMPLE, folder)
+    param = json.loads((folder / "param.json").read_text())
+    param |= {"numb_models": 2, "fp_task_max": 2, "model_devi_jobs": param["model_devi_jobs"][:2]}
+    param["default_training_param"]["training"]["numb_steps"] = 100
+    param |= {"model_devi_f_trust_lo": 0.001, "model_devi_f_trust_hi": 100}
+    (folder / "param.json").write_text(json.dumps(param))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    words = ("run", folder / "param.json", folder / "machine.json", "--root", tmp_path / "root")
+    said = dpstream(*words, "--workers", "trainer=1,explorer=1", status=1, PATH=path)
+    text = " ".join(said.split())
+    assert "this machine labels with the command of fp: custom=python label.py" in text
+    assert "labels are not shared with other campaigns" in text
+    assert "stage job-001 was explored once" in text
+    store = FolderStore(tmp_path / "root")
+    chosen = [m for m in read_messages(store, "from-dpgen") if isinstance(m, CandidatesSelected)]
+    assert [len(m.labels) for m in chosen] == [2, 2]
+    assert all("uniform draw" in pick.reason for m in chosen for pick in m.labels)
 
 
 @pytest.mark.soak

@@ -15,7 +15,7 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 
 from dpstream.shared.atoms.frames import Floats, Frame, canonical, to_ase
 
-BOND = 1.25
+BOND = 1.3
 CLOSED = 0.1
 """Å; a molecule whose bonds lead back to an atom farther than this from itself has no end."""
 
