@@ -15,8 +15,7 @@ from typing import Any, Literal
 from dpstream.dpgen.fp_styles import ELSEWHERE
 from dpstream.dpgen.key_table import is_param, read
 from dpstream.dpgen.keys import ENGINES
-from dpstream.dpgen.kind import MACHINES
-from dpstream.dpgen.load import convert_file, spec_of
+from dpstream.dpgen.load import MACHINES, convert_file, spec_of
 from dpstream.dpgen.machines.machine import read_machine
 from dpstream.dpgen.machines.pools import Labels, read_pools
 from dpstream.dpgen.simplify import is_simplify

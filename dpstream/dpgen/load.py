@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dpstream.dpgen.key_table import is_param, read
-from dpstream.dpgen.kind import refuse_others
 from dpstream.dpgen.machines.here import with_program
 from dpstream.dpgen.machines.machine import Machine
 from dpstream.dpgen.param import Begun, Converted, Places, convert
 from dpstream.dpgen.resume import look_at
+from dpstream.dpgen.simplify import is_simplify
 from dpstream.inputs.check_training import check_training
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Spec, load_spec, with_engine_texts
 from dpstream.shared.spec.errors import read_document, validated
 from dpstream.shared.spec.inline_files import with_texts
+
+MACHINES = {"train", "model_devi", "fp", "train_machine", "model_devi_machine", "fp_machine"}
+INIT_BULK, INIT_SURF = {"super_cell", "md_nstep"}, {"super_cell", "millers"}
+"""Keys of DP-GEN's other files."""
 
 
 def load_campaign(
@@ -49,6 +54,25 @@ def _ignored(converted: Converted, path: Path) -> Iterator[str]:
     keys = [line.key for line in converted.lines if line.fate == "ignored"]
     if keys:
         yield f"{path}: ignored, as by DP-GEN: {', '.join(keys)}; dpstream import explains all keys"
+
+
+def refuse_others(document: Mapping[Any, Any], path: Path) -> None:
+    """Raises `SpecError` with the command that reads a machine file, or a param file of another
+    command of DP-GEN."""
+    keys = document.keys()
+    if is_simplify(document):
+        raise SpecError(f"{path}: a param.json of `dpgen simplify`; run: dpstream simplify {path}")
+    if len(MACHINES & keys) > 1:
+        raise SpecError(
+            f"{path}: a machine file of DP-GEN; give it after the param file: dpstream run "
+            f"param.json {path}"
+        )
+    for own, command in ((INIT_BULK, "init-bulk"), (INIT_SURF, "init-surf")):
+        if own <= keys:
+            theirs = command.replace("-", "_")
+            raise SpecError(
+                f"{path}: a param.json of `dpgen {theirs}`; run: dpstream {command} {path}"
+            )
 
 
 def convert_file(

@@ -101,7 +101,7 @@ def test_the_example_runs_to_its_end_from_its_two_files(tmp_path: Path) -> None:
     text = " ".join(said.split())
     assert "this machine labels with the command of fp: custom=python label.py" in text
     assert "labels are not shared with other campaigns" in text
-    assert "stage job-001 was explored once" in text
+    assert "stage job-000 was explored once" in text
     store = FolderStore(tmp_path / "root")
     chosen = [m for m in read_messages(store, "from-dpgen") if isinstance(m, CandidatesSelected)]
     assert [len(m.labels) for m in chosen] == [2, 2]
