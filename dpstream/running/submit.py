@@ -132,12 +132,18 @@ def _check_unchanged(spec: Spec, earlier: Spec) -> None:
 
 
 def as_before(spec: Spec, earlier: Spec) -> Spec:
-    """The spec, with the number that was the default of `batch_atoms` up to 0.1 in place of
-    today's default."""
-    if spec.training.batch_atoms != "auto":
-        return spec
-    training = spec.training.model_copy(update={"batch_atoms": earlier.training.batch_atoms})
-    return spec.model_copy(update={"training": training})
+    """The spec, with values that earlier releases set where this one sets others: defaults, and how
+    the jobs of DP-GEN's param file are drawn. A campaign keeps those it began with."""
+    changes: dict[str, Any] = {}
+    if spec.training.batch_atoms == "auto":
+        before = {"batch_atoms": earlier.training.batch_atoms}
+        changes["training"] = spec.training.model_copy(update=before)
+    if (earlier.labels.bundle, spec.labels.bundle) == (5, None):
+        changes["labels"] = spec.labels.model_copy(update={"bundle": 5})
+    once = spec.mode == "lockstep" and not any(stage.repeat for stage in spec.stages)
+    if once and (earlier.selection.policy, spec.selection.policy) == ("random", "uniform"):
+        changes["selection"] = spec.selection.model_copy(update={"policy": "random"})
+    return spec.model_copy(update=changes)
 
 
 # ------------------------------------------------------------------------------ the inputs

@@ -10,6 +10,7 @@ import pytest
 from dpstream.services.coordinator.ledger.ledger import read_messages, read_segments
 from dpstream.shared.messages import LabelsDone
 from tests.support.archived import frames_of, whole_state
+from tests.support.command_line import run_command
 from tests.support.release_0_1 import OldCampaign, unpack
 from tests.support.small_campaign import finish
 
@@ -43,6 +44,20 @@ def test_a_killed_campaign_goes_on_to_its_end(tmp_path: Path) -> None:
     written = old.expected["segments"]
     assert set(epochs[:written]) == {1}
     assert set(epochs[written:]) == {2}
+
+
+@pytest.mark.slow
+def test_a_campaign_of_dp_gens_files_is_still_that_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their jobs are drawn otherwise now, and a default has changed; the campaign keeps its own."""
+    old = unpack("dpgen-lockstep", tmp_path)
+    monkeypatch.chdir(old.folder)
+    monkeypatch.setenv("DPSTREAM_LABELER_COMMANDS", "")
+    words = ("run", "param.json", "machine.json", "--code", "tblite", "--name", old.name)
+    status, out, err = run_command(monkeypatch, capsys, *words, "--root", "root")
+    assert (status, err) == (1, "")
+    assert "not-converged: stage job-000 was explored once" in " ".join(out.split())
 
 
 def epochs_of(campaign: OldCampaign) -> list[int]:
