@@ -133,7 +133,9 @@ def prepared(
     machines = () if machine is None else machine.machines
     loaded = load_campaign(path, code, name, machines, partial(say, console))
     if machine is not None:
-        say(console, adopt(machine, Labels(loaded.labels.code, is_own=code is None)))
+        # Workers that join a deployment would start the command for campaigns of others, too.
+        is_own = code is None and engines
+        say(console, adopt(machine, Labels(loaded.labels.code, is_own)))
     spec = validated(Spec, {**loaded.model_dump(), **overrides}, "--")
     with errors_at(str(path), SpecError):
         return checked(spec, path.parent, engines)

@@ -236,11 +236,16 @@ def _batch_words(spec: Spec) -> str:
 
 
 def _selection_words(spec: Spec) -> str:
-    selection, cut = spec.selection, ""
+    selection, cut, pool = spec.selection, "", ""
     if selection.clusters is not None:
         cut = f"clusters of {selection.clusters.radius:g} Å, "
+    if selection.pool_size is not None or selection.pool_share is not None:
+        pool = (
+            f" from the {selection.pool_size or 0} or {selection.pool_share or 0:.0%} largest "
+            "deviations of each system"
+        )
     return (
-        f"{cut}{selection.policy}, at most {selection.per_round} labels per round and "
+        f"{cut}{selection.policy}{pool}, at most {selection.per_round} labels per round and "
         f"{selection.per_trajectory} per trajectory and version, {selection.min_separation:g} ps "
         f"apart; {spec.audit.per_round} audit labels per round, never trained on"
     )

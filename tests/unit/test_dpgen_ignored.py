@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dpstream.commands.options import prepared
 from dpstream.dpgen.key_table import STRAY, read
 from dpstream.dpgen.load import convert_file, load_campaign
 from dpstream.dpgen.machines.here import COMMANDS, adopt, read_here
@@ -196,6 +197,16 @@ def test_the_command_of_fp_labels_on_this_machine(tmp_path: Path) -> None:
     os.environ[COMMANDS] = "custom=sh other.sh"
     assert "not used by workers on this machine;" in adopt(given, OWN)
     assert os.environ[COMMANDS] == "custom=sh other.sh"
+
+
+def test_workers_that_join_a_deployment_do_not_get_the_command(tmp_path: Path) -> None:
+    """`prepared` stops at the missing structures, after the machine file."""
+    path = written(tmp_path, CUSTOM, {"command": "sh label.sh"})
+    given = read_here(tmp_path / "machine.json")
+    for engines, command in ((False, ""), (True, "custom=sh label.sh")):
+        with pytest.raises(SpecError, match="POSCAR"):
+            prepared(path, None, None, engines, machine=given)
+        assert os.environ[COMMANDS] == command
 
 
 OWN = Labels("custom", is_own=True)
