@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -17,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dpstream.report import charts
 from dpstream.report.lanes import Clock, Share, activity, beside, length, service_shares
+from dpstream.report.plans import PlanRow, plan_rows
 from dpstream.report.plots import Plot, duration, number, percent
 from dpstream.services.coordinator.fleet.spending import Spending, spending_by_deployment
 from dpstream.services.coordinator.ledger.snapshots import code_version
@@ -27,7 +27,7 @@ from dpstream.services.coordinator.views.work import SERVICES, Span
 from dpstream.services.labeler.codes import CODES
 from dpstream.shared.errors import NotFound, write_errors
 from dpstream.shared.files import arriving
-from dpstream.shared.messages import AmendmentRefused, AuditDone, MemberTrained, PlanChanged
+from dpstream.shared.messages import AuditDone, MemberTrained
 from dpstream.shared.ports import Store
 from dpstream.shared.runtime.context import fetch
 from dpstream.shared.spec import Spec
@@ -159,15 +159,9 @@ class Page:
             for writer, found in sorted(keys.items())
         ]
 
-    @property
-    def plans(self) -> list[Mapping[str, Any]]:
-        """The plans one after another; empty if the first was never amended."""
-        plans, submitted = self.view.plans, self.view.history.submitted
-        if not plans.answers:
-            return []
-        began = 0.0 if submitted is None else submitted.time
-        first = _plan_row(1, began, "", ("as it was submitted",))
-        return [first, *(_answer_row(each) for each in plans.answers)]
+    @cached_property
+    def plans(self) -> list[PlanRow]:
+        return plan_rows(self.view)
 
     @property
     def stages(self) -> Iterator[Mapping[str, Any]]:
@@ -369,26 +363,6 @@ class Page:
     @property
     def rules_broken(self) -> list[tuple[str, int]]:
         return Counter(row["rule"] for row in self.rejections).most_common()
-
-
-def _answer_row(answer: PlanChanged | AmendmentRefused) -> Mapping[str, Any]:
-    if isinstance(answer, AmendmentRefused):
-        return _plan_row(None, answer.time, answer.author, (f"refused: {answer.why}",))
-    changes, effects = answer.changes, answer.effects
-    return _plan_row(answer.number, answer.time, answer.author, changes, effects)
-
-
-def _plan_row(
-    number: int | None,
-    time: float,
-    author: str,
-    changes: Sequence[str],
-    effects: Sequence[str] = (),
-) -> Mapping[str, Any]:
-    """A row of the table of plans; `number` None: no plan came of it. `time`: s since the epoch."""
-    at = datetime.fromtimestamp(time, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    fields = {"number": number, "at": at, "author": author}
-    return {**fields, "changes": changes, "effects": effects}
 
 
 def _spread(

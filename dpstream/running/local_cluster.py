@@ -27,7 +27,7 @@ from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.trainer.resources import MODELS, TrainerResources
 from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.bus.memory import InProcessBus
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import BusError, SpecError
 from dpstream.shared.messages import CampaignAmended, CampaignResumed, CampaignSubmitted
 from dpstream.shared.runtime.device import Device
 from dpstream.shared.runtime.process import WorkerPlan
@@ -102,7 +102,8 @@ class LocalCluster:
         """Hands requests from other terminals to the coordinator."""
         while not self.stopping.wait(LOOK):
             for message in requests.take():
-                say_it(self.bus, message)
+                with suppress(BusError):  # the run is ending; the command says that nobody answers
+                    say_it(self.bus, message)
 
     @contextmanager
     def at_work(

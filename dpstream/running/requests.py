@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpstream.running.connection import is_folder, open_bus, say_it
@@ -37,6 +37,7 @@ class RequestFolder:
     folder: Path
     pause: str | None = None
     """Why a person last asked for a pause."""
+    _unreadable: set[Path] = field(default_factory=set)
 
     @staticmethod
     def of(root: Path, campaign: str) -> RequestFolder:
@@ -55,9 +56,7 @@ class RequestFolder:
     def take(self) -> Iterator[Message]:
         """The requests that have come since; each is taken once."""
         for file in self._files():
-            body = file.read_bytes() if file.stat().st_size <= LARGEST else b""
-            file.unlink(missing_ok=True)
-            message = decode_leniently(body)
+            message = decode_leniently(self._taken(file))
             if not isinstance(message, Event) or "operator" not in message.PUBLISHERS:
                 log.warning("a request cannot be read", file=str(file))
                 continue
@@ -65,9 +64,21 @@ class RequestFolder:
                 self.pause = message.why
             yield message
 
+    def _taken(self, file: Path) -> bytes:
+        """The content of a request, whose file is removed; empty if it cannot be read. A file that
+        cannot be removed is not taken again."""
+        try:
+            body = file.read_bytes() if file.stat().st_size <= LARGEST else b""
+            file.unlink(missing_ok=True)
+        except OSError:
+            self._unreadable.add(file)
+            return b""
+        return body
+
     def _files(self) -> list[Path]:
         try:
-            return sorted(self.folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+            files = set(self.folder.glob("*.json")) - self._unreadable
+            return sorted(files, key=lambda file: file.stat().st_mtime_ns)
         except FileNotFoundError:  # one was taken meanwhile
             return []
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from structlog.testing import capture_logs
 
 from dpstream.commands.options import prepared
 from dpstream.running.requests import RequestFolder, is_at_work
@@ -129,6 +130,22 @@ def test_only_what_operators_may_say_is_taken_from_the_folder(tmp_path: Path) ->
     assert [message.id for message in requests.take()] == ["first"]
     assert list(requests.folder.iterdir()) == []
     assert list(requests.take()) == []
+
+
+def test_a_request_that_cannot_be_removed_is_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = RequestFolder(tmp_path / "requests")
+    requests.leave(m.CampaignResumed(id="one", campaign="small", time=0.0))
+
+    def refuses(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "unlink", refuses)
+    with capture_logs() as logged:
+        assert list(requests.take()) == []
+        assert list(requests.take()) == []
+    assert [line["event"] for line in logged] == ["a request cannot be read"]
 
 
 def test_requests_that_no_run_took_in_are_dropped(tmp_path: Path) -> None:
