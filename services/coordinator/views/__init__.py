@@ -4,7 +4,7 @@
     what is it working on          tasks        from the state
     which models, how accurate     committees   from the ledger, and what is newer in the state
     what did exploration find      rounds       from the ledger
-    which plan, since when         plans        from the ledger; `amendment` shows one before it is sent
+    which plan, since when         plans        from the ledger; `amendment`: before it is sent
     what became of each frame      frames       from the ledger; `why` puts one of them into words
     who worked on what, and when   work         from the ledger
 
