@@ -24,11 +24,12 @@ from dpstream.commands.options import (
 from dpstream.inputs.gather import plausible
 from dpstream.running.amend import Draft, draft
 from dpstream.running.connection import HEARD, heard, is_folder
-from dpstream.running.requests import way_to
+from dpstream.running.requests import Way, way_to
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.services.coordinator.views.amendment import answer_to
 from dpstream.services.coordinator.views.overview import headline_of
 from dpstream.shared.errors import SpecError
+from dpstream.shared.messages import CampaignAmended
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec
 from dpstream.terminal.console import console, say
@@ -76,11 +77,11 @@ def amend(
             return
         if broker is None and is_folder(root):
             check_workers(found, loaded)
-        with way_to(root, broker, name, f"dpstream run {spec} --amend") as send:
+        with way_to(root, broker, name, f"dpstream run {spec} --amend") as way:
             agree(found, yes)
             message = found.announced(store)
-            send(message)
-            _answer(store, found, wait)
+            way.send(message)
+            _answer(store, found, message, way, wait)
 
 
 def agree(found: Draft, yes: bool) -> None:
@@ -101,15 +102,12 @@ def check_workers(found: Draft, after: Spec) -> None:
         )
 
 
-def _answer(store: Store, found: Draft, wait: float) -> None:
+def _answer(store: Store, found: Draft, message: CampaignAmended, way: Way, wait: float) -> None:
     """Print what the coordinator has made of an amendment. Raises SpecError if it was refused."""
     name = found.event.campaign
     now = heard(store, found.event, wait)
     if now is None:
-        say(
-            console,
-            f"{name}: no coordinator answered within {wait:g} s; the plan changes when one runs",
-        )
+        say(console, way.unanswered(message, wait))
         return
     why = answer_to(read_messages(store, name), found.event)
     if why is not None:

@@ -40,7 +40,7 @@ from dpstream.running.connection import (
     word,
 )
 from dpstream.running.cross_check import FirstChecks, show_warnings
-from dpstream.running.requests import way_to
+from dpstream.running.requests import waits_for_coordinator, way_to
 from dpstream.running.submit import announced
 from dpstream.running.submit import submit as freeze
 from dpstream.services.coordinator.fleet.pools import read_fleet
@@ -273,22 +273,23 @@ def _checked(campaign: str, root: str) -> str:
 
 
 def _tell(message: Message, root: str, broker: str | None, wait: float) -> None:
-    with within(root), way_to(root, broker, message.campaign) as send:
-        send(message)
-        _answer(there(root), message, wait)
+    with within(root), way_to(root, broker, message.campaign) as way:
+        way.send(message)
+        _answer(there(root), message, wait, way.unanswered)
 
 
-def _answer(store: Store, message: Message, wait: float) -> None:
+def _answer(
+    store: Store,
+    message: Message,
+    wait: float,
+    unanswered: Callable[[Message, float], str] = waits_for_coordinator,
+) -> None:
     """Print where the campaign stands once the coordinator has taken a message in."""
     now = heard(store, message, wait)
     if now is not None:
         say(console, f"{message.campaign}: {now.headline}")
         return
-    say(
-        console,
-        f"{message.campaign}: no coordinator answered within {wait:g} s; the request takes effect "
-        "when one runs (python -m dpstream.services.coordinator)",
-    )
+    say(console, unanswered(message, wait))
 
 
 def access(

@@ -48,6 +48,9 @@ class RequestFolder:
         with write_errors(f"--store: {self.folder}"):
             write_whole(self.folder / f"{message.id}.json", encode(message), mode=0o600)
 
+    def withdraw(self, message: Message) -> None:
+        (self.folder / f"{message.id}.json").unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Drops what earlier runs have not taken in."""
         for file in self._files():
@@ -83,23 +86,47 @@ class RequestFolder:
             return []
 
 
+@dataclass(frozen=True)
+class Way:
+    """What takes a request to the coordinator of a campaign. `unanswered`: says what becomes of one
+    that no coordinator has taken in within a number of seconds."""
+
+    send: Callable[[Message], None]
+    unanswered: Callable[[Message, float], str]
+
+
 @contextmanager
 def way_to(
     root: str, broker: str | None, campaign: str, instead: str = "dpstream run SPEC"
-) -> Iterator[Callable[[Message], None]]:
-    """What takes a request to the coordinator of a campaign: the broker of a deployment or, for a
-    store in a folder, the run that is under way there. Raises SpecError, which names the command
-    `instead`, if there is none."""
+) -> Iterator[Way]:
+    """The way over the broker of a deployment or, for a store in a folder, to the run that is under
+    way there. Raises SpecError, which names the command `instead`, if there is none."""
     if broker is None and is_folder(root):
         if not is_at_work(Path(root), campaign):
             raise SpecError(
                 f"{campaign}: no dpstream run is at work on it in {root}; type: {instead} --store "
                 f"{root} (for a deployment: give --broker, or set DPSTREAM_BROKER)"
             )
-        yield RequestFolder.of(Path(root), campaign).leave
+        requests = RequestFolder.of(Path(root), campaign)
+
+        def withdrawn(message: Message, waited: float) -> str:
+            requests.withdraw(message)
+            return (
+                f"{campaign}: the run did not answer within {waited:g} s, so that the request was "
+                f"withdrawn; if the run has ended, type: {instead} --store {root}"
+            )
+
+        yield Way(requests.leave, withdrawn)
         return
     with closing(open_bus(broker)) as bus:
-        yield lambda message: say_it(bus, message)
+        yield Way(lambda message: say_it(bus, message), waits_for_coordinator)
+
+
+def waits_for_coordinator(message: Message, waited: float) -> str:
+    return (
+        f"{message.campaign}: no coordinator answered within {waited:g} s; the request takes "
+        "effect when one runs (python -m dpstream.services.coordinator)"
+    )
 
 
 def is_at_work(root: Path, campaign: str) -> bool:

@@ -521,7 +521,7 @@ class Coordinator:
                 if isinstance(decision, m.CampaignFinished):
                     self._mark_finished(decision)
                 elif isinstance(decision, m.PlanChanged):
-                    self.ended.discard(decision.campaign)
+                    self.ended = self.ended - {decision.campaign}  # other threads iterate over it
         if public:
             self.bus.publish(public)
 

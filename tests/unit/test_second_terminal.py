@@ -12,6 +12,7 @@ import yaml
 from structlog.testing import capture_logs
 
 from dpstream.commands.options import prepared
+from dpstream.running.local_cluster import sole_runner
 from dpstream.running.requests import RequestFolder, is_at_work
 from dpstream.running.submit import submit
 from dpstream.services.coordinator.ledger.ledger import load_state
@@ -93,6 +94,17 @@ def test_without_a_run_the_command_says_what_to_type(call: Call, words: list[str
         "--store runs (for a deployment: give --broker, or set DPSTREAM_BROKER)\n",
     )
     assert not RequestFolder.of(ROOT, "small").folder.exists()
+
+
+def test_a_request_that_is_not_answered_is_withdrawn(call: Call) -> None:
+    with sole_runner(ROOT, "small"):  # a run that has ended, and exports its results
+        assert call("pause", "small", "--wait", "0") == (
+            0,
+            "small: the run did not answer within 0 s, so that the request was withdrawn; if the "
+            "run has ended, type: dpstream run SPEC --store runs\n",
+            "",
+        )
+    assert list(RequestFolder.of(ROOT, "small").folder.iterdir()) == []
 
 
 def test_after_the_end_the_command_says_how_it_goes_on(call: Call) -> None:
