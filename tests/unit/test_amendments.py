@@ -89,7 +89,7 @@ def amended_three_times(campaign: LossyDelivery, seed: int) -> list[m.CampaignAm
     return sent
 
 
-@examples(40, usual=10)
+@examples(40, usual=4)
 @given(SEEDS, MODES, st.sampled_from([0.0, 0.2]))
 def test_three_amendments_in_any_weather_end_by_the_last_plan(
     seed: int, mode: str, faults: float
@@ -150,7 +150,7 @@ CHANGES: dict[str, Callable[[Spec], Spec]] = {
 }
 
 
-@examples(150, usual=15)
+@examples(150, usual=5)
 @given(
     SEEDS,
     MODES,
@@ -181,7 +181,7 @@ def test_any_amendments_at_any_time_end_in_a_verdict_and_true_books(
     assert replayed(first, campaign.ledger).dumps() == state.dumps()
 
 
-@examples(30, usual=8)
+@examples(30, usual=4)
 @given(SEEDS, st.integers(1, 3), st.booleans())
 def test_in_lockstep_the_labels_follow_from_the_plans_and_their_rounds(
     seed: int, number: int, is_training: bool
