@@ -113,12 +113,16 @@ def test_what_each_role_may_publish() -> None:
     ("kinds", "publishers"),
     [
         (
-            (m.CampaignSubmitted, m.CampaignResumed, m.CampaignCancelled, m.TasksRetried),
+            (
+                *(m.CampaignSubmitted, m.CampaignAmended, m.CampaignResumed),
+                *(m.CampaignCancelled, m.TasksRetried),
+            ),
             {"operator"},
         ),
         ((m.CampaignPaused,), {"operator", "coordinator"}),
         ((m.ModelsReady, m.StructuresJudged, m.StageEnded, m.CampaignFinished), {"coordinator"}),
         ((m.TaskRevoked, m.TaskCancelled, m.TaskAbandoned, m.LeaseLapsed), set[str]()),
+        ((m.PlanChanged, m.AmendmentRefused), set[str]()),
     ],
 )
 def test_operators_and_the_coordinator_decide_about_campaigns_and_tasks(
@@ -145,6 +149,9 @@ def test_results_are_said_by_one_role_each() -> None:
     assert not {kind_of(each) for each in m.COMMANDS} & set(said)
 
 
+PLAN = campaign_uri("c", "plans", "2-0123abcd.json")
+
+
 def test_keys_are_those_the_code_makes() -> None:
     """The patterns meet the functions that make keys."""
     for service in WORKERS:
@@ -155,7 +162,11 @@ def test_keys_are_those_the_code_makes() -> None:
         assert allows(granted(service, "deletes"), f"{PROBED}1")
         assert not allows(granted(service, "replaces"), claim_uri("c", "t", 1))
     assert allows(granted("labeler", "creates"), label_uri("recipe", "ab12"))
+        assert allows(granted(service, "reads"), PLAN)
     assert allows(granted("coordinator", "creates"), finished_uri("c"))
+    assert allows(granted("coordinator", "creates"), finished_uri("c", 2))
+    assert allows(granted("coordinator", "creates"), PLAN)
+    assert not allows(granted("operator", "creates"), PLAN)
     assert allows(granted("coordinator", "replaces"), claim_uri("c", "t", 1) + ".stop")
 
 
@@ -216,6 +227,7 @@ OWNERS = {
     "inputs": {"operator"},
     "proposals": {"generator"},
     "manifests": {"coordinator"},
+    "plans": {"coordinator"},
 }
 
 
