@@ -20,7 +20,7 @@ import typer
 from dpstream.commands import deployment
 from dpstream.commands.amend import agree, amend
 from dpstream.commands.collect import collect
-from dpstream.commands.doctor import doctor
+from dpstream.commands.doctor.doctor import doctor
 from dpstream.commands.fleet import fleet
 from dpstream.commands.import_dpgen import import_, read_machine_file
 from dpstream.commands.init import init_bulk, init_surf

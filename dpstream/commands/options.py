@@ -134,7 +134,7 @@ def prepared(
     loaded = load_campaign(path, code, name, machines, partial(say, console))
     if machine is not None:
         # Workers that join a deployment would start the command for campaigns of others, too.
-        is_own = code is None and engines
+        is_own = code is None and engines is not False
         say(console, adopt(machine, Labels(loaded.labels.code, is_own)))
     spec = validated(Spec, {**loaded.model_dump(), **overrides}, "--")
     with errors_at(str(path), SpecError):

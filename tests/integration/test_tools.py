@@ -19,7 +19,7 @@ from ase.calculators.emt import EMT
 from ase.io import read, write
 
 import dpstream.commands.label
-from dpstream.commands import doctor
+from dpstream.commands.doctor import doctor
 from dpstream.inputs.read_labelled import read_labelled
 from dpstream.properties.calculators import RecipeCalculator
 from dpstream.running.label_here import frame_labeler

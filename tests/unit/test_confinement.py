@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from dpstream.commands import doctor
+from dpstream.commands.doctor import doctor
 from dpstream.shared.errors import EngineError, SpecError
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.confinement import children as module

@@ -27,7 +27,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dpstream.commands.label_one import label_one, show_one, smallest
+from dpstream.commands.doctor.label_one import label_one, show_one, smallest
 from dpstream.commands.options import DEFAULT_ROOT, AsJson, Broker, Root, prepared
 from dpstream.inputs.check_installed import check_engines
 from dpstream.running.connection import is_folder, open_bus, open_store

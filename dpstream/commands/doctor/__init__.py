@@ -1,0 +1,1 @@
+"""`dpstream doctor`: checks this machine; labels one structure for real."""
