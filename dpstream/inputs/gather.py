@@ -111,10 +111,11 @@ def gather(
     check_computable(spec, _to_label(spec, systems, points), labelled + test)
     spec = check_stages(spec, systems, trusting)
     check_held_out(labelled, test)
+    again = [*_repeated_structures(systems)]
     systems = {name: [*_unique(frames)] for name, frames in systems.items()}
     dimers, left_out = gather_dimers(spec)
     initial = [*perturbed_copies(spec, systems), *picked(spec, systems), *dimers]
-    warnings = [*_about_sets(spec, reports, labelled), *left_out, *structures.remarks]
+    warnings = [*_about_sets(spec, reports, labelled), *left_out, *structures.remarks, *again]
     warnings += [*misnumbered(spec, structures), *warnings_of(spec, systems, labelled)]
     found = findings(spec, systems, _pairs(labelled))
     gathered = Gathered(
@@ -248,6 +249,17 @@ def repeated(items: Sequence[Imported]) -> Iterator[str]:
 def _pairs(items: Sequence[Imported]) -> list[tuple[Frame, FrameLabel]]:
     """Frames with labels, without duplicates."""
     return list({frame_key(item.frame): (item.frame, item.label) for item in items}.values())
+
+
+def _repeated_structures(systems: Mapping[str, list[Frame]]) -> Iterator[str]:
+    """Warnings of structures that a system names more than once."""
+    for name, frames in systems.items():
+        more = len(frames) - len(set(map(frame_key, frames)))
+        if more:
+            yield (
+                f"systems.{name}.structures: {more} of {len(frames)} structures occur again; each "
+                "is taken once"
+            )
 
 
 def _unique(frames: Sequence[Frame]) -> Iterator[Frame]:

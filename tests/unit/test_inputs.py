@@ -110,6 +110,16 @@ def test_files_are_poscar_cif_and_several_frames(tmp_path: Path) -> None:
     assert sorted(len(frame.species) for frame in frames) == [64, 96, 128, 128]
 
 
+def test_structures_that_occur_again_are_told(tmp_path: Path) -> None:
+    for name in ("a.xyz", "a.2.xyz"):
+        molecule("CH4").write(tmp_path / name)
+    gathered = gather(spec(), tmp_path)
+    assert len(gathered.systems["a"]) == 1
+    assert gathered.warnings == [
+        "systems.a.structures: 1 of 2 structures occur again; each is taken once"
+    ]
+
+
 def test_no_file_matches(tmp_path: Path) -> None:
     text = problem(tmp_path, spec())
     assert text == f"systems.a.structures: no file matches 'a.*' in {tmp_path}"

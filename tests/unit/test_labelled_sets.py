@@ -378,6 +378,14 @@ def test_unknown_names_are_listed_and_can_be_named(tmp_path: Path) -> None:
     )
 
 
+def test_the_virial_of_a_molecule_is_told(tmp_path: Path) -> None:
+    path = extxyz(tmp_path / "a.xyz", "forces:R:3", f"energy=-1.0 virial={TENSOR}")
+    path.write_text(path.read_text().replace("T T T", "F F F"))
+    report, (item,) = read(path)
+    assert item.label.virial is None
+    assert "the virial of a frame without periodic cell is not read" in str(report)
+
+
 def test_a_virial_and_a_stress_of_one_sign_contradict_each_other(tmp_path: Path) -> None:
     stress = '"{} 0 0 0 {} 0 0 0 {}"'
     for sign in (1, -1):

@@ -199,7 +199,8 @@ def _virial(atoms: Any, numbers: Mapping[str, Any], columns: Columns, where: str
     given = {name: numbers.get(getattr(columns, name)) for name in ("virial", "stress")}
     try:
         virial = None if given["virial"] is None else tensor(given["virial"])
-        stressed = None if given["stress"] is None else -volume * tensor(given["stress"])
+        known = given["stress"] is not None and volume > 0
+        stressed = -volume * tensor(given["stress"]) if known else None
     except ValueError as error:
         raise SpecError(f"{where}: {columns.virial or columns.stress}: {error}") from error
     if virial is None or stressed is None:

@@ -33,6 +33,7 @@ DEEPMD = "DeePMD-kit"
 FULL_OF_DATA = ("traj", "db", "json", "xyz", "bundle")
 """Suffixes of ASE's own formats, which hold results and no record of iterations."""
 UNKNOWN_PROGRAM = "whether the iterations converged is not checked in this format"
+NO_CELL = "the virial of a frame without periodic cell is not read"
 LEFT_HANDED = "a left-handed cell turned (−a, −b, −c: the same lattice, no atom moves)"
 
 
@@ -158,6 +159,8 @@ def _taken(found: FoundFrame, number: int, where: str, count: SetCount) -> Taken
         return None
     if is_left_handed(found.frame):
         count.tell(LEFT_HANDED)
+    if form.frame.cell is None and found.outcome.virial is not None:
+        count.tell(NO_CELL)
     return Taken(form.frame, _turned(found, form), number)
 
 
