@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -209,6 +210,17 @@ def test_an_outcar_that_is_cut_off_gives_its_whole_steps(tmp_path: Path) -> None
     report, items = read(tmp_path / "OUTCAR")
     assert [item.label.energy for item in items] == [-28.38622624, -28.43874406]
     assert report.left_out == {"frame": 1} or report.left_out == {"end-marker": 1}
+
+
+@recorded
+def test_an_outcar_that_is_cut_off_within_its_last_number(tmp_path: Path) -> None:
+    text = (OUTPUTS / "vasp/OUTCAR.h2o.md").read_text()
+    number = [*re.finditer(r"free  energy   TOTEN  = +(\S+) eV", text)][-1]
+    for end in (number.start(1) + 4, number.end(1) - 1, number.end(1)):
+        (tmp_path / "OUTCAR").write_text(text[:end])
+        report, items = read(tmp_path / "OUTCAR")
+        assert len(items) == 2
+        assert report.left_out == {"end-marker": 1}
 
 
 @recorded

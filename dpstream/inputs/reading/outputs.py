@@ -30,7 +30,8 @@ from dpstream.shared.errors import SpecError
 
 NOWHERE = Frame(("H",), np.zeros((1, 3)), np.eye(3))
 """In place of a frame that is unknown, to find out whether an output is converged at all."""
-OUTCAR_STEP = re.compile(r"^.*free  energy   TOTEN.*$", re.MULTILINE)
+OUTCAR_STEP = re.compile(r"^.*free  energy   TOTEN.*eV *$", re.MULTILINE)
+"""The last line of a step; without its unit the number may be cut off."""
 OUTCAR_FACTS = re.compile(r"^.*(?:vasp\.\d|TITEL|NELM |EDIFF  =).*$", re.MULTILINE)
 OUTCAR_END = "\n Voluntary context switches: 0\n"
 QE_STEP = re.compile(r"^.*(?:Program PWSCF|ATOMIC_POSITIONS).*$", re.MULTILINE)
