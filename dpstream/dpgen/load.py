@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpstream.dpgen.key_table import is_param, read
-from dpstream.dpgen.machines.here import with_program
+from dpstream.dpgen.machines.here import FORWARDED, with_program
 from dpstream.dpgen.machines.machine import Machine
 from dpstream.dpgen.param import Begun, Converted, Places, convert
 from dpstream.dpgen.resume import look_at
@@ -39,8 +39,8 @@ def load_campaign(
     refuse_others(document, path)
     if is_param(document):
         converted = convert_file(path, path.parent, name, code, None, machines)
-        for text in _ignored(converted, path):
-            say(text)
+        for text in _ignored(converted):
+            say(f"{path}: {text}")
         whole = with_engine_texts(with_texts(converted.document, path), path)
         return spec_of(replace(converted, document=whole), path)
     if code is not None:
@@ -50,10 +50,12 @@ def load_campaign(
     return load_spec(path)
 
 
-def _ignored(converted: Converted, path: Path) -> Iterator[str]:
+def _ignored(converted: Converted) -> Iterator[str]:
+    """What was given and is not used, in words."""
     keys = [line.key for line in converted.lines if line.fate == "ignored"]
     if keys:
-        yield f"{path}: ignored, as by DP-GEN: {', '.join(keys)}; dpstream import explains all keys"
+        yield f"ignored, as by DP-GEN: {', '.join(keys)}; dpstream import explains all keys"
+    yield from (text for text in converted.differences if text.startswith(FORWARDED))
 
 
 def refuse_others(document: Mapping[Any, Any], path: Path) -> None:

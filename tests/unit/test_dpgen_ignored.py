@@ -237,7 +237,9 @@ def test_a_custom_program_needs_no_version(tmp_path: Path) -> None:
     files = {"command": "sh label.sh", "user_forward_files": ["label.sh", "model.bin"]}
     path = written(tmp_path, CUSTOM, files)
     machines = read_here(tmp_path / "machine.json").machines
-    spec = load_campaign(path, None, None, machines)
+    said: list[str] = []
+    spec = load_campaign(path, None, None, machines, said.append)
+    assert [line for line in said if "model.bin: not a UTF-8 text file" in line]
     assert spec.labels.settings["files"] == {"label.sh": "echo"}
     recipe = make_recipe(spec.labels)
     assert recipe.version.startswith("custom unversioned ")
@@ -252,6 +254,16 @@ def test_a_custom_program_needs_no_version(tmp_path: Path) -> None:
     notes = convert_file(path, tmp_path, None, None, None, machines).differences
     assert any("model.bin: not a UTF-8 text file" in note for note in notes)
     assert any("its labels are not shared with other campaigns" in note for note in notes)
+
+
+def test_a_forwarded_file_that_labelers_refuse_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "label.py").write_text("#!/usr/bin/env python3\nprint(7 // 2)\n")
+    path = written(tmp_path, CUSTOM, {"user_forward_files": ["label.py"]})
+    machines = read_here(tmp_path / "machine.json").machines
+    with pytest.raises(SpecError, match=r"label.py: '//' may be .*; remove it .* by its full path"):
+        load_campaign(path, None, None, machines)
+    (tmp_path / "label.py").write_text("#!/usr/bin/env python3\nprint(7)\n")
+    assert load_campaign(path, None, None, machines).labels.settings["files"]
 
 
 def test_a_misspelt_key_that_matters_is_refused(tmp_path: Path) -> None:

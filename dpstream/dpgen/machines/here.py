@@ -18,11 +18,17 @@ from dpstream.dpgen.key_table import read
 from dpstream.dpgen.machines.machine import Machine, read_machine
 from dpstream.dpgen.machines.pools import Labels, read_pools
 from dpstream.services.labeler.codes.custom import UNVERSIONED
+from dpstream.services.labeler.codes.inside import check_inside
 from dpstream.services.labeler.machine_settings import machine_settings
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.inline_files import text_of
 
 COMMANDS = "DPSTREAM_LABELER_COMMANDS"
+FORWARDED = "fp.user_forward_files"
+BY_PATH = (
+    "remove it from user_forward_files, put it on the machine of each labeler, and name it in "
+    "fp.command by its full path"
+)
 UNSHARED = (
     "labels.version: DP-GEN's files state none for a custom program, so its labels are not shared "
     "with other campaigns; state one in the imported spec to share them"
@@ -112,16 +118,27 @@ def with_program(
     return {**document, "labels": own}, notes
 
 
+def _check(name: str, text: str) -> None:
+    """Raises `SpecError`, with what to do, for a text that labelers refuse."""
+    try:
+        check_inside({name: text})
+    except ValueError as error:
+        raise SpecError(f"{FORWARDED}: {error}; {BY_PATH}") from error
+
+
 def _files(
     names: Sequence[str], folder: Path, place: Callable[[str], str]
 ) -> tuple[Json, list[str]]:
+    """The files for labels.settings.files, and notes on those that are no text. Raises `SpecError`
+    for a text that labelers refuse."""
     files: Json = {}
     notes = []
     for name in names:
         try:
-            text_of(folder / name, "fp.user_forward_files")
+            text = text_of(folder / name, FORWARDED)
         except SpecError as error:
-            notes.append(f"{error}; put it where the program of each labeler finds it")
-        else:
-            files[Path(name).name] = {"file": place(name)}
+            notes.append(f"{error}; {BY_PATH}")
+            continue
+        _check(Path(name).name, text)
+        files[Path(name).name] = {"file": place(name)}
     return files, notes
