@@ -108,7 +108,7 @@ def _line(
     """The line of one key. `meant`: the keys that matter."""
     key = known.get(name)
     if key is None:
-        for close in get_close_matches(str(name), meant, n=1, cutoff=MISSPELT):
+        for close in _resembling(str(name), meant)[:1]:
             raise SpecError(
                 f"{where}{name}: unknown key; did you mean {close!r}? If it is a comment, write "
                 f"_{name}"
@@ -120,6 +120,12 @@ def _line(
     words = "this value has no effect" if key.fate == "refused" else key.words
     fate: Fate = "unused" if key.fate == "refused" else key.fate
     return KeyLine(where + name, _brief(value), fate, words)
+
+
+def _resembling(name: str, meant: Sequence[str]) -> list[str]:
+    """The keys that `name` probably misspells: similar ones, and those with the same letters."""
+    swapped = [key for key in meant if sorted(key) == sorted(name)]
+    return swapped or get_close_matches(name, meant, n=1, cutoff=MISSPELT)
 
 
 def _brief(value: Any) -> str:
