@@ -240,10 +240,9 @@ def _selection_words(spec: Spec) -> str:
     if selection.clusters is not None:
         cut = f"clusters of {selection.clusters.radius:g} Å, "
     if selection.pool_size is not None or selection.pool_share is not None:
-        pool = (
-            f" from the {selection.pool_size or 0} or {selection.pool_share or 0:.0%} largest "
-            "deviations of each system"
-        )
+        sizes = [] if selection.pool_size is None else [f"{selection.pool_size}"]
+        sizes += [] if selection.pool_share is None else [f"{selection.pool_share:.1%}"]
+        pool = f" from the {' or '.join(sizes)} largest deviations of each system"
     return (
         f"{cut}{selection.policy}{pool}, at most {selection.per_round} labels per round and "
         f"{selection.per_trajectory} per trajectory and version, {selection.min_separation:g} ps "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,20 @@ def spec(**sections: Any) -> Spec:
 def test_most_labels_counts_every_round_of_every_stage_and_the_audit() -> None:
     assert most_labels(spec(), 4) == 4 + 3 * (10 + 5) * 2
     assert most_labels(spec(budget={"labels": 50, "rounds": 3}), 4) == 50
+
+
+def test_the_plan_says_from_what_labels_are_drawn() -> None:
+    own = {
+        "per_round": 10,
+        "policy": "uniform",
+        "pool_size": 8,
+        "pool_share": 0.02,
+        "clusters": {"radius": 5.0},
+    }
+    wanted = spec(selection=own, stages=[{"name": "s", "systems": ["a"], "temperatures": [1]}])
+    found = replace(gathered(), systems={"a": [gathered().labelled[0][0]]})
+    text = " ".join(as_text(plan(wanted, found, make_recipe(wanted.labels))).split())
+    assert "clusters of 5 Å, uniform from the 8 or 2.0% largest deviations of each system" in text
 
 
 def test_material_is_planned_as_its_stages(tmp_path: Path) -> None:
