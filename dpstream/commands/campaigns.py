@@ -274,6 +274,14 @@ def export(
         bool,
         typer.Option("--archive", help="Also write DIR.zip, with everything that --full includes."),
     ] = False,
+    all_formats: Annotated[
+        bool,
+        typer.Option(
+            "--all-formats",
+            help="Also write the dataset as DeePMD-kit's mixed type, for MACE, as extxyz split for "
+            "training and validation, and as an ASE database.",
+        ),
+    ] = False,
     licence: Annotated[
         str, typer.Option(metavar="TEXT", help="Licence of the dataset, for its card: CC-BY-4.0.")
     ] = "",
@@ -283,20 +291,21 @@ def export(
 ) -> None:
     """Write models, dataset and report to a folder.
 
-    The dataset is written for DeePMD-kit (standard and mixed type), as extxyz, for MACE and as an
-    ASE database, with a card that states its contents, recipe and licence.
+    The dataset is written for DeePMD-kit and as extxyz, with a card that states its contents,
+    recipe and licence.
     """
     if layout not in ("dpstream", "dpgen"):
         raise SpecError(f"--layout: {layout!r}: allowed: dpstream, dpgen")
-    if layout == "dpgen" and (full or archive or licence):
-        option = "--full" if full else "--archive" if archive else "--licence"
-        raise SpecError(f"{option}: allowed only with --layout dpstream")
+    extras = {"full": full, "archive": archive, "all-formats": all_formats, "licence": licence}
+    for option in (option for option, given in extras.items() if given and layout == "dpgen"):
+        raise SpecError(f"--{option}: allowed only with --layout dpstream")
     with within(root):
         store, name = named(campaign, root)
         if layout == "dpgen":
             lines = export_layout(store, name, output)
         else:
-            lines = export_campaign(store, name, output, full, archive=archive, licence=licence)
+            extent = {"archive": archive, "all_formats": all_formats}
+            lines = export_campaign(store, name, output, full, **extent, licence=licence)
         for line in lines:
             say(console, line)
 

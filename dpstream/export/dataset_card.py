@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dpstream.export.dataset_formats import split_of
+from dpstream.export.dataset_formats import DATABASE, split_of
 from dpstream.export.rendering import render
 from dpstream.export.results import CampaignResults
 from dpstream.inputs.reading.found import RULE_WORDS
@@ -46,6 +46,7 @@ def write_card(
         licence=licence or NOT_STATED,
         type_map=results.spec.type_map,
         frames=len(labelled),
+        all_formats=(folder / DATABASE).exists(),
         splits=Counter(split_of(frame_key(item.frame)) for item in labelled),
         audit=len(results.audit_set()),
         held_out=len(results.test_set()),

@@ -15,7 +15,7 @@ from pathlib import Path
 from dpstream.export.archive import write_archive
 from dpstream.export.checksums import write_checksums
 from dpstream.export.dataset_card import CARD, write_card
-from dpstream.export.dataset_formats import write_formats
+from dpstream.export.dataset_formats import DATABASE, write_formats
 from dpstream.export.rendering import render
 from dpstream.export.results import CampaignResults
 from dpstream.report import write_report
@@ -50,12 +50,14 @@ def export(
     full: bool = False,
     *,
     archive: bool = False,
+    all_formats: bool = False,
     licence: str = "",
 ) -> list[str]:
     """Write the campaign's models, data sets, report and an MD example into `folder`; with `full`
     also the campaign itself with all labels it points to, so that the folder can be a store. With
-    `archive` all this is also one zip file beside the folder. `licence`: of the dataset, for its
-    card. The lines returned say what is where.
+    `archive` all this is also one zip file beside the folder. `all_formats`: the dataset in the
+    forms of other programs, too. `licence`: of the dataset, for its card. The lines returned say
+    what is where.
 
     Raises SpecError for a folder that holds anything but an earlier export of this campaign, or
     that cannot be written; NotFound where the store has no such campaign.
@@ -63,7 +65,7 @@ def export(
     results = CampaignResults.of(store, campaign)
     with written_into(folder):
         prepare(folder, results)
-        lines = list(_written(results, folder, full or archive, licence))
+        lines = list(_written(results, folder, full or archive, licence, all_formats))
         if archive:
             path = write_archive(folder)
             lines.append(f"{path}: all of it, with the ledger; unpacked it works as --store")
@@ -81,9 +83,11 @@ def written_into(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _written(results: CampaignResults, folder: Path, full: bool, licence: str) -> Iterator[str]:
+def _written(
+    results: CampaignResults, folder: Path, full: bool, licence: str, all_formats: bool
+) -> Iterator[str]:
     yield from _models(results, folder / "models")
-    yield from _data(results, folder, licence)
+    yield from _data(results, folder, licence, all_formats)
     write_report(results.store, results.campaign, folder / "report.html")
     yield f"{folder / 'report.html'}: report of the campaign"
     if results.best is not None:
@@ -171,7 +175,7 @@ def download(store: Store, ref: Ref, path: Path) -> None:
     path.write_bytes(fetch(store, ref))
 
 
-def _data(results: CampaignResults, folder: Path, licence: str) -> Iterator[str]:
+def _data(results: CampaignResults, folder: Path, licence: str, all_formats: bool) -> Iterator[str]:
     trained = results.training_set()
     systems = write_deepmd(trained, folder / "dataset" / "deepmd", results.spec.type_map)
     if trained:
@@ -179,8 +183,9 @@ def _data(results: CampaignResults, folder: Path, licence: str) -> Iterator[str]
     names = [f"deepmd/{system.name}" for system in systems]
     _write_input(results, folder / "dataset", names)
     yield f"{folder / 'dataset'}: {len(trained)} labelled frames, for DeePMD-kit and as extxyz"
-    if trained:
+    if trained and all_formats:
         yield write_formats(trained, folder / "dataset", results.spec.type_map)
+    if trained:
         write_card(results, trained, folder / "dataset", licence)
         yield f"{folder / 'dataset' / CARD}: what is in the dataset, and how it was computed"
     for name, items in (("audit", results.audit_set()), ("held-out", results.test_set())):
@@ -290,6 +295,7 @@ def _write_readme(results: CampaignResults, folder: Path, full: bool) -> None:
         model=model_file("final" if results.final else "committee-0", best) if best else None,
         committee=results.committee,
         example=(folder / "md-example" / "in.lammps").exists(),
+        all_formats=(folder / "dataset" / DATABASE).exists(),
         has_input=(folder / "dataset" / "input.json").exists(),
         type_map=" ".join(results.spec.type_map),
         recipe=recipe,
