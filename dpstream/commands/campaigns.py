@@ -7,9 +7,7 @@ are in modules of their own and only registered here.
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +22,7 @@ from dpstream.commands.doctor.doctor import doctor
 from dpstream.commands.fleet import fleet
 from dpstream.commands.import_dpgen import import_, read_machine_file
 from dpstream.commands.init import init_bulk, init_surf
+from dpstream.commands.integrity import delete, repair, verify
 from dpstream.commands.label import label
 from dpstream.commands.library import library
 from dpstream.commands.new import new
@@ -43,8 +42,6 @@ from dpstream.commands.options import (
     named,
     parse_workers,
     prepared,
-    resolved,
-    there,
     within,
 )
 from dpstream.commands.propose import propose
@@ -55,18 +52,13 @@ from dpstream.commands.simulate import simulate_campaign
 from dpstream.commands.test import compare_properties
 from dpstream.commands.up import down, up
 from dpstream.dpgen.load import load_campaign
-from dpstream.export.checksums import damaged_files
 from dpstream.export.dpgen_layout import export_layout
 from dpstream.export.folder import export as export_campaign
 from dpstream.inputs.gather import Gathered, gather
-from dpstream.integrity.deletion import objects_of, still_runs
-from dpstream.integrity.repair import plan as plan_repair
-from dpstream.integrity.verify import verify as verify_campaign
 from dpstream.report import write_report
 from dpstream.running.bench_train import Bench
 from dpstream.running.connection import is_folder
 from dpstream.running.cross_check import FirstChecks, number_of_checks
-from dpstream.running.local_cluster import sole_runner
 from dpstream.services.coordinator.fleet.spending import spending_by_deployment
 from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.services.coordinator.views.why import why as why_frame
@@ -78,7 +70,6 @@ from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.values import DEADLETTER_PREFIX
 from dpstream.terminal.console import console, say
 from dpstream.terminal.plan import plan_facts, show_plan
-from dpstream.terminal.progress import progress
 from dpstream.terminal.status import summary
 from dpstream.terminal.training_speed import (
     Measured,
@@ -88,16 +79,6 @@ from dpstream.terminal.training_speed import (
     settings_of,
     speed_table,
 )
-
-Deep = Annotated[
-    bool,
-    typer.Option(
-        "--deep",
-        help="Also read trajectories and checkpoints, compare labels with their frames, and "
-        "snapshots with the ledger.",
-    ),
-]
-DAMAGED = 1
 
 app = typer.Typer(
     name="dpstream",
@@ -335,129 +316,9 @@ def why(
         say(console, line)
 
 
-@app.command()
-def verify(
-    campaign: Campaign = None,
-    root: Root = DEFAULT_ROOT,
-    deep: Deep = False,
-    exported_to: Annotated[
-        Path | None,
-        typer.Option("--export", metavar="DIR", help="Also check an export of the campaign."),
-    ] = None,
-) -> None:
-    """Check that everything a campaign has stored is still what was written.
-
-    Reads the whole ledger, which is a chain of digests, and compares labels, datasets, models and
-    inputs with the digests in it. Prints one line for each object that is damaged or missing.
-    Changes nothing.
-
-    Exit status: 0 no damage, 1 damage.
-    """
-    with within(root):
-        store, name = resolved(campaign, root)
-        exported = [] if exported_to is None else list(damaged_files(exported_to))
-        result = verify_campaign(store, name, deep)
-    for line in (*result.lines(), *(f"damaged: {file}" for file in exported)):
-        say(console, line)
-    if exported:
-        say(console, f"{exported_to}: {len(exported)} damaged; next: dpstream export {name}")
-    if result.damage:
-        say(console, f"{name}: {len(result.damage)} damaged; next: dpstream repair {name}")
-    if result.damage or exported:
-        raise typer.Exit(DAMAGED)
-    say(console, f"{name}: no damage")
-
-
-@app.command()
-def repair(
-    campaign: Annotated[str, typer.Argument(metavar="NAME", help="Campaign.")],
-    root: Root = DEFAULT_ROOT,
-    backup: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="DIR|URL",
-            help="A store with an earlier copy of the campaign, such as a dpstream export --full. "
-            "Only objects with the digest that was written are taken from it.",
-        ),
-    ] = None,
-    deep: Deep = False,
-    apply: Annotated[
-        bool, typer.Option("--apply", help="Do it, after a question. Default: change nothing.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="With --apply: do not ask.")] = False,
-) -> None:
-    """Say what is damaged in a campaign and what can be recovered; with --apply, recover it.
-
-    The bytes that were written are restored where their digest proves them: from --from, or by
-    correcting a single flipped bit. If a segment of the ledger is lost for good, the ledger goes on
-    before it: later events are handled again, labels are used again, and only results that are
-    recorded nowhere else are computed again. The campaign is then paused: read
-    dpstream logs NAME, and go on with dpstream resume NAME, or dpstream run.
-
-    Damaged objects are moved to campaigns/NAME/damaged/ in the store. In a deployment, stop the
-    coordinator first, and give the keys of the store's administrator: no user of dpstream access
-    may replace or delete objects.
-
-    Exit status: 0 no damage, or all of it can be recovered; 1 something is lost.
-    """
-    with within(root), ExitStack() as held:
-        store, name = resolved(campaign, root)
-        if apply and is_folder(root):
-            held.enter_context(sole_runner(Path(root), name))
-        planned = plan_repair(
-            store, name, None if backup is None else there(backup, "--from"), deep
-        )
-        for line in planned.lines():
-            say(console, line)
-        if not planned.damaged:
-            say(console, f"{name}: no damage")
-        elif not apply:
-            say(console, f"nothing was changed; to do it: dpstream repair {name} --apply")
-        else:
-            if not yes:
-                typer.confirm("Write this?", abort=True)
-            planned.write()
-            say(console, f"{name}: repaired; damaged objects are kept in campaigns/{name}/damaged/")
-    raise typer.Exit(DAMAGED if planned.lost else 0)
-
-
-@app.command()
-def delete(
-    campaign: Annotated[str, typer.Argument(metavar="NAME", help="Campaign.")],
-    root: Root = DEFAULT_ROOT,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also if the campaign has not ended.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-) -> None:
-    """Delete a campaign that has ended: ledger, models, datasets, inputs. Frees its name.
-
-    Labels stay: other campaigns use them. `dpstream export NAME --full` keeps a copy first. Needs
-    the keys of the store's administrator.
-    """
-    with within(root):
-        store, name = resolved(campaign, root)
-        if still_runs(store, name) and not force:
-            raise SpecError(
-                f"{name}: has not ended; first dpstream cancel {name}, or, if nothing runs it any "
-                f"more, dpstream delete {name} --force"
-            )
-        with ExitStack() as held:
-            if is_folder(root):
-                held.enter_context(sole_runner(Path(root), name))
-            keys = objects_of(store, name)
-            if not yes:
-                typer.confirm(f"Delete {len(keys)} objects of {name} for good?", abort=True)
-            with progress("deleted", len(keys)) as step:
-                for key in keys:
-                    store.delete(key)
-                    step(key)
-            if is_folder(root):  # empty folders and the lock
-                shutil.rmtree(Path(root) / "campaigns" / name, ignore_errors=True)
-    say(console, f"deleted {name}: {len(keys)} objects; its labels stay")
-
-
+app.command()(verify)
+app.command()(repair)
+app.command()(delete)
 app.command()(new)
 app.command("import")(import_)
 
