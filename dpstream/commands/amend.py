@@ -60,8 +60,8 @@ def amend(
     """Change the plan of a campaign to that of SPEC, while it runs, is paused or has ended.
 
     Stages can be added, dropped and changed; so can trust levels, selection, audit, convergence,
-    budgets, the training of later committees, and workers. Labels and models stay. What has
-    converged by looser rules is judged again.
+    budgets, the training of later committees, and workers. Labels and models stay. If a criterion
+    becomes stricter, a converged stage is judged again.
 
     Shows what differs and what follows from it, and asks. A campaign of dpstream run on this
     machine has to be at work; otherwise type dpstream run SPEC --amend.

@@ -80,7 +80,7 @@ def import_(
     Starts nothing.
 
     Prints what each key becomes. The campaign runs as in DP-GEN: lockstep, each job once and in
-    order, random selection, no audit. To use more of dpstream, set `repeat: true` in a stage,
+    order, uniform selection, no audit. To use more of dpstream, set `repeat: true` in a stage,
     `mode: streaming` or `audit.per_round`.
     """
     name = _name_to_keep(output, name) if amend else name

@@ -50,7 +50,8 @@ MachinePath = Annotated[
     Path | None,
     typer.Argument(
         metavar="[MACHINE]",
-        help="DP-GEN's machine file; this machine uses the command of fp, if it starts here.",
+        help="DP-GEN's machine file, only with param.json. The command of fp is used if its "
+        "program is installed here.",
     ),
 ]
 Code = Annotated[

@@ -240,7 +240,7 @@ def _overridden(spec: Spec) -> Iterator[str]:
 
 def _untrained_virial(spec: Spec) -> Iterator[str]:
     barostats = [stage.name for stage in spec.stages if stage.md.ensemble.startswith("npt")]
-    if barostats and not any(virial_prefactors(spec)):
+    if barostats and not any(virial_prefactors(spec).values()):
         yield (
             f"stages {', '.join(barostats)}: the barostat uses models that are not trained on the "
             "virial: start_pref_v and limit_pref_v in training.input.loss are 0"

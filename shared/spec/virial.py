@@ -9,25 +9,28 @@ from dpstream.shared.spec.campaign import Spec
 from dpstream.shared.spec.exploration import TrustLevels
 
 PREFACTORS = ("start_pref_v", "limit_pref_v")
-LOSS = "training.input.loss"
 
 
-def virial_prefactors(spec: Spec) -> list[float]:
-    """All virial prefactors in the losses of the spec, of all members and of warm starts."""
+def virial_prefactors(spec: Spec) -> dict[str, float]:
+    """All virial prefactors in the losses of the spec, of all members and of warm starts, by
+    key."""
     training = spec.training
-    inputs = (training.input, *training.member_input.values(), training.warm_input)
-    return [value for given in inputs for value in _prefactors(given)]
+    own = {
+        f"training.member_input.{number}": each for number, each in training.member_input.items()
+    }
+    inputs = {"training.input": training.input, **own, "training.warm_input": training.warm_input}
+    return dict(found for key, given in inputs.items() for found in _prefactors(key, given))
 
 
-def _prefactors(document: Any) -> Iterator[float]:
+def _prefactors(key: str, document: Any) -> Iterator[tuple[str, float]]:
     """Those of a document's losses, wherever they stand: multi-task inputs have several."""
     if not isinstance(document, dict):
         return
-    for key, value in document.items():
-        if key in PREFACTORS:
-            yield float(value)
+    for name, value in document.items():
+        if name in PREFACTORS:
+            yield f"{key}.{name}", float(value)
         else:
-            yield from _prefactors(value)
+            yield from _prefactors(f"{key}.{name}", value)
 
 
 def uses_of_virial(spec: Spec) -> list[str]:
@@ -36,8 +39,7 @@ def uses_of_virial(spec: Spec) -> list[str]:
 
 
 def _uses(spec: Spec) -> Iterator[str]:
-    if any(value > 0 for value in virial_prefactors(spec)):
-        yield f"{LOSS}.start_pref_v"
+    yield from [key for key, value in virial_prefactors(spec).items() if value > 0][:1]
     if spec.material is not None:
         yield "material"
     for number, stage in enumerate(spec.stages):

@@ -157,6 +157,15 @@ def test_clusters_around_the_worst_atoms_are_labelled_instead(tmp_path, per_fram
     assert len({chosen.key for chosen in event.labels}) == count
 
 
+def test_a_frame_that_clusters_of_others_leave_no_label_is_counted(tmp_path):
+    clusters = {"radius": 3.2, "per_frame": 3, "separation": 1.0}
+    place = Workplace(tmp_path, selection={"clusters": clusters}, type_map=["C", "H", "O"])
+    items = [place.item(f"t{n}", [water_box(9.0 + n / 10)]) for n in range(3)]
+    event = place.select(Pool(candidates=tuple(items)), Descriptors(), labels=3)
+    assert len(event.labels) == 3
+    assert event.refused == {"limit of the selection reached": 2}
+
+
 def test_a_frame_without_a_cluster_is_refused(tmp_path):
     place = Workplace(tmp_path, selection={"clusters": {"radius": 4.9}}, type_map=["H", "O"])
     items = (place.item("t", [water_box()]),)

@@ -50,8 +50,8 @@ def spec(**sections: Any) -> Spec:
     [
         ({}, []),
         ({"training": {"input": LOSS}}, ["training.input.loss.start_pref_v"]),
-        ({"training": {"member_input": {1: LOSS}}}, ["training.input.loss.start_pref_v"]),
-        ({"training": {"warm_input": LOSS}}, ["training.input.loss.start_pref_v"]),
+        ({"training": {"member_input": {1: LOSS}}}, ["training.member_input.1.loss.start_pref_v"]),
+        ({"training": {"warm_input": LOSS}}, ["training.warm_input.loss.start_pref_v"]),
         ({"training": {"input": {"loss": {"start_pref_v": 0, "limit_pref_v": 0.0}}}}, []),
         ({"stages": [NVT, {**NPT, "name": "two"}]}, ["stages.1.md.ensemble"]),
         ({"trust": LEVELS}, ["trust.low_v"]),

@@ -237,17 +237,21 @@ def _cut(
         most = min(
             rules.per_frame, command.labels - len(picks), limits.cap(system) - systems[system]
         )
+        refusal: Refusal | None = Refusal(OVER)
         for atom in centres(frame, deviation, described.low, rules.separation, int(most)):
             try:
                 own = cluster(frame, atom, rules.radius)
             except ValueError as error:
-                refusals.add(pick, Refusal(NO_CLUSTER, str(error)))
-                break
+                refusal = refusal if refusal is None else Refusal(NO_CLUSTER, str(error))
+                continue
+            refusal = None
             systems[system] += 1
             batches.append(Batch.of([own]))
             why = f"{pick.reason}; cluster of {len(own.species)} atoms around its atom {atom + 1}"
             place = replace(pick, key=frame_key(own), item=len(batches) - 1, row=0, reason=why)
             picks.setdefault(place.key, place)
+        if refusal is not None:
+            refusals.add(pick, refusal)
     return replace(loaded, batches=batches), replace(labels, picks=tuple(picks.values()))
 
 
