@@ -14,6 +14,7 @@ from dpstream.export.checksums import damaged_files
 from dpstream.integrity.deletion import objects_of, still_runs
 from dpstream.integrity.repair import plan as plan_repair
 from dpstream.integrity.verify import verify as verify_campaign
+from dpstream.new_campaign.folder import check_name
 from dpstream.running.connection import is_folder
 from dpstream.running.local_cluster import sole_runner
 from dpstream.shared.errors import SpecError
@@ -130,8 +131,12 @@ def delete(
     Labels stay: other campaigns use them. `dpstream export NAME --full` keeps a copy first. Needs
     the keys of the store's administrator.
     """
+    check_name(campaign)
     with within(root):
-        store, name = resolved(campaign, root)
+        store, name = there(root), campaign
+        keys = objects_of(store, name)
+        if not keys:
+            resolved(name, root)  # which says what there is
         if still_runs(store, name) and not force:
             raise SpecError(
                 f"{name}: has not ended; first dpstream cancel {name}, or, if nothing runs it any "
@@ -140,7 +145,6 @@ def delete(
         with ExitStack() as held:
             if is_folder(root):
                 held.enter_context(sole_runner(Path(root), name))
-            keys = objects_of(store, name)
             if not yes:
                 typer.confirm(f"Delete {len(keys)} objects of {name} for good?", abort=True)
             with progress("deleted", len(keys)) as step:

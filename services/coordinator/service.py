@@ -334,7 +334,8 @@ class Coordinator:
             campaign=state.spec.name,
             time=self.clock(),
             queue=queue,
-            why=f"no worker serves {queue}: {reasons}. The campaign continues as soon as one does",
+            why=f"no worker serves {queue}: {reasons}. The campaign continues as soon as one does, "
+            "or after dpstream resume",
         )
 
     def _is_process_check_due(self, now: float, ended: Collection[str]) -> bool:
@@ -428,6 +429,7 @@ class Coordinator:
 
     def _opened(self, campaign: str) -> OpenCampaign | None:
         """The campaign, opened if it is not yet; None if it is unknown or damaged."""
+        self._forget_if_deleted(campaign)
         if campaign in self.open_campaigns or campaign in self.broken:
             return self.open_campaigns.get(campaign)
         if not self.store.exists(campaign_uri(campaign, "spec.json")):
@@ -444,6 +446,12 @@ class Coordinator:
             reason = f"its ledger does not make sense: {type(error).__name__} {error}"
             self._leave(campaign, CorruptLedger(reason))
         return None
+
+    def _forget_if_deleted(self, campaign: str) -> None:
+        """Another campaign may begin under the name of one that has ended and was deleted."""
+        known = self.open_campaigns.get(campaign)
+        if known is not None and known.state.finished is not None and not known.ledger.is_there():
+            del self.open_campaigns[campaign]
 
     def _leave(self, campaign: str, error: Exception) -> None:
         """Serves a campaign no longer whose ledger or spec cannot be read, until an operator

@@ -769,8 +769,9 @@ class State:
     @property
     def missing(self) -> frozenset[str]:
         """Queues for whose workers the paused campaign waits."""
-        waits = (queue for queue, each in self.declined.items() if each.pause)
-        return frozenset(waits) if self.paused is not None else frozenset()
+        if self.paused is None:
+            return frozenset()
+        return frozenset(q for q, each in self.declined.items() if each.pause == self.paused)
 
     @property
     def requested(self) -> int:

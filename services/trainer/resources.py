@@ -55,7 +55,8 @@ class TrainerResources:
         chosen = BACKENDS[backend]
         if _is_installed(chosen.package):
             return None
-        return f"backend {backend} needs the package {chosen.package}: pip install {chosen.install}"
+        needs = f"backend {backend} needs the package {chosen.package}"
+        return f"{needs}: pip install '{chosen.install}'"
 
     def engine(self, backend: str) -> ChildProcess:
         """The child process of a backend, after ending that of another. Raises Permanent if the

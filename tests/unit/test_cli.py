@@ -24,14 +24,13 @@ import yaml
 import dpstream.commands.campaigns
 import dpstream.commands.run.local
 from dpstream.inputs.gather import gather
-from dpstream.integrity.deletion import objects_of
+from dpstream.integrity.deletion import objects_of, still_runs
 from dpstream.running.submit import submit
 from dpstream.services.coordinator.fleet.spending import Spending, Spent, spending_uri
 from dpstream.services.coordinator.ledger.ledger import (
     Ledger,
     LedgerEntry,
     begun_and_ended,
-    campaigns,
     finished_uri,
     load_state,
 )
@@ -619,20 +618,39 @@ def test_delete_frees_the_name_and_keeps_the_labels(
     assert "no campaign" in call("list", "--store", root)[1]
 
 
-def test_a_deletion_that_was_interrupted_can_be_repeated(tmp_path: Path) -> None:
-    writer = sample_ledger.LedgerWriter(tmp_path)
+@pytest.mark.parametrize("plan", [1, 2])
+def test_a_deletion_that_was_interrupted_can_be_repeated(tmp_path: Path, plan: int) -> None:
+    """At every moment no coordinator would begin the campaign or continue it."""
+    writer, name = sample_ledger.LedgerWriter(tmp_path), sample_ledger.NAME
     writer.beginning()
     store = writer.write()
-    store.create(finished_uri(sample_ledger.NAME), b"{}")
-    keys = objects_of(store, sample_ledger.NAME)
-    for key in keys:
-        assert campaigns(store) == [sample_ledger.NAME]
-        assert begun_and_ended(store)[1], "no coordinator opens it"
+    store.create(finished_uri(name, plan), FINISHED)
+    store.create(f"campaigns/{name}/submitted.json", b"{}")
+    if plan > 1:
+        store.create(f"campaigns/{name}/plans/{plan}-0.json", b"{}")
+    keys = objects_of(store, name)
+    assert keys[0].endswith("/submitted.json")
+    for number, key in enumerate(keys):
+        begun, ended = begun_and_ended(store)
+        assert name in ended or name not in begun
+        assert name not in begun or not still_runs(store, name)
+        assert objects_of(store, name) == keys[number:]
         store.delete(key)
-        if key.endswith("/spec.json"):
-            break
-    assert campaigns(store) == []
-    assert key == keys[-2]
+    assert objects_of(store, name) == []
+
+
+def test_what_a_deletion_left_can_be_deleted(call: Call, tmp_path: Path) -> None:
+    left = FolderStore(tmp_path / "root")
+    left.create(finished_uri("gone"), FINISHED)
+    status, out, _ = call("delete", "gone", "--yes", "--store", str(tmp_path / "root"))
+    assert (status, out) == (0, "deleted gone: 1 objects; its labels stay\n")
+
+
+FINISHED = (
+    CampaignFinished(id="1", campaign=sample_ledger.NAME, time=0.0, verdict="converged", why="")
+    .model_dump_json()
+    .encode()
+)
 
 
 # ------------------------------------------------------------------------------ calculators

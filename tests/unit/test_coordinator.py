@@ -1015,3 +1015,16 @@ def test_a_bus_that_fails_when_a_task_is_published_gets_it_later(
     failing[0] = False
     harness.step()
     assert len(harness.published()) == 2
+
+
+def test_a_deleted_campaigns_name_is_free_at_once(harness: CoordinatorHarness) -> None:
+    first = harness.submit(spec())
+    harness.publish(m.CampaignCancelled(id="c", campaign="world", time=5.0))
+    harness.step()
+    assert first.state.finished is not None
+    for key in list(harness.store.list("campaigns/world/")):
+        harness.store.delete(key)
+    again = harness.submit(spec())
+    assert again is not first
+    assert again.state.finished is None
+    assert again.state.submitted is not None

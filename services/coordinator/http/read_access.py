@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dpstream.services.coordinator.ledger.ledger import load_state, verdict
@@ -37,7 +38,10 @@ class ReadAccess:
 
     def campaigns(self) -> list[CampaignOverview]:
         """An overview of every campaign, sorted by name."""
-        lines = {name: self._verdict(name) for name in self.coordinator.ended}
+        lines = dict[str, CampaignOverview]()
+        for name in self.coordinator.ended:
+            with suppress(NotFound):  # deleted meanwhile
+                lines[name] = self._verdict(name)
         for name, open_campaign in dict(self.coordinator.open_campaigns).items():
             lines[name] = overview(open_campaign.state)
         for name, why in dict(self.coordinator.broken).items():

@@ -190,6 +190,10 @@ class Ledger:
         self.seq = self.last.seq
         self.since_snapshot += len(self.last.entries)
 
+    def is_there(self) -> bool:
+        """Whether the campaign is still in the store."""
+        return self.store.exists(_epoch_uri(self.campaign, self.epoch))
+
     def check(self) -> None:
         """Raises `Fenced` if a newer coordinator has taken over."""
         if self.store.exists(_epoch_uri(self.campaign, self.epoch + 1)):
