@@ -240,6 +240,19 @@ def test_abacus_in_plane_waves(potentials_folder: Path) -> None:
     np.testing.assert_allclose(fractional @ NACL.cell, NACL.positions[0], atol=1e-9)
 
 
+@pytest.mark.parametrize("header", ["", "INPUT_PARAMETERS\n"])
+def test_abacus_has_one_header_which_is_no_part_of_the_recipe(
+    header: str, potentials_folder: Path
+) -> None:
+    words = "ecutwfc 80\nkspacing 0.1\n"
+    recipe = recipe_of("abacus", changes={"input": header + words})
+    stored = "\n" + words if header else words
+    assert recipe.settings["input"] == stored
+    assert recipe.digest == recipe_of("abacus", changes={"input": stored}).digest
+    files = written("abacus", potentials_folder, changes={"input": header + words})
+    assert files["INPUT"].count("INPUT_PARAMETERS") == 1
+
+
 def test_abacus_in_orbitals_with_moments_and_a_mesh(potentials_folder: Path) -> None:
     orbitals = {"Na": "Na_pv", "Cl": "Cl/POTCAR"}
     words = {"basis_type": "lcao", "gamma_only": 0}

@@ -48,6 +48,7 @@ from dpstream.shared.atoms.frames import Floats, Frame
 from dpstream.shared.values import Kpoints, Recipe
 
 SUFFIX = "label"
+HEADER = "INPUT_PARAMETERS"
 ORBITALS = "labels.settings.orbitals"
 OURS = "dpstream writes it"
 NOT_THE_USERS = {
@@ -88,6 +89,7 @@ class AbacusSettings(WithPotentials):
     @field_validator("input")
     @classmethod
     def _general(cls, text: str) -> str:
+        text = text.replace(HEADER, "")  # INPUT is written with its own
         words = abacus_words(text)
         refuse(words, NOT_THE_USERS)
         for key, value in FROM_FILES:
@@ -187,7 +189,7 @@ def _input_text(frame: Frame, recipe: Recipe) -> str:
     if recipe.charge:
         ours["nelec_delta"] = -recipe.charge
     lines = "".join(f"{key} {value}\n" for key, value in ours.items())
-    return f"INPUT_PARAMETERS\n{lines}{recipe.settings['input'].strip()}\n"
+    return f"{HEADER}\n{lines}{recipe.settings['input'].strip()}\n"
 
 
 def stru(frame: Frame, recipe: Recipe) -> str:
