@@ -8,7 +8,7 @@ EDGE = 8.0
 """Å."""
 
 
-def vasprun(*loops: Sequence[float], nelm: int = 60, ediff: float = 1e-6) -> str:
+def vasprun(*loops: Sequence[float], nelm: int = 60, ediff: float = 1e-6, isif: int = 2) -> str:
     """One ionic step per electronic loop, which is given as the energy after each iteration, eV."""
     steps = "\n".join(_step(loop, number) for number, loop in enumerate(loops))
     return f"""<?xml version="1.0" encoding="ISO-8859-1"?>
@@ -23,6 +23,7 @@ def vasprun(*loops: Sequence[float], nelm: int = 60, ediff: float = 1e-6) -> str
   <separator name="electronic convergence">
    <i type="int" name="NELM"> {nelm}</i><i name="EDIFF"> {ediff:.8f}</i>
   </separator>
+  <separator name="ionic"><i type="int" name="ISIF"> {isif}</i></separator>
  </parameters>
  <atominfo>
   <array name="atoms"><set>

@@ -357,6 +357,18 @@ def test_the_defaults_have_a_stress_and_keywords_may_remove_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("periodicity", "has_virial"), [(None, True), ("XYZ", True), ("XY", False), ("NONE", False)]
+)
+def test_an_output_states_whether_its_stress_is_whole(
+    tmp_path: Path, periodicity: str | None, has_virial: bool
+) -> None:
+    line = f" POISSON| Periodicity {periodicity:>58}\n" if periodicity else ""
+    (tmp_path / "stdout").write_text(line + (OUTPUTS / "cp2k-low.out").read_text())
+    outcome = Cp2k().read_outputs(tmp_path, HYDROGEN, 0)
+    assert (outcome.virial is not None) == has_virial
+
+
+@pytest.mark.parametrize(
     ("name", "frame", "energy", "force", "virial", "has_positions"),
     [
         ("cp2k-low", HYDROGEN, -31.53437716104883, -9.545929362304348, -5.16875573476538, False),

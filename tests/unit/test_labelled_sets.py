@@ -21,6 +21,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from dpstream.inputs.gather import repeated
 from dpstream.inputs.read_labelled import Imported, SourceReport, read_here, read_labelled
+from dpstream.inputs.reading.outputs import OUTCAR_FACTS
 from dpstream.inputs.reading.sets import SetOptions, check_one_energy
 from dpstream.shared.atoms.frames import FrameLabel, canonical, from_ase, to_ase
 from dpstream.shared.errors import SpecError
@@ -162,6 +163,151 @@ def test_energy_and_virial_are_those_of_the_forces(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         np.diag(item.label.virial), np.array([5, 6, 7]) * kbar * EDGE**3, rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(("isif", "has_virial"), [(0, False), (1, False), (2, True), (3, True)])
+def test_a_vasprun_has_a_virial_if_isif_asks_for_the_whole_stress(
+    isif: int, has_virial: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "vasprun.xml"
+    path.write_text(vasprun(SETTLED, isif=isif))
+    (item,) = read(path)[1]
+    assert (item.label.virial is not None) == has_virial
+
+
+QE_HEADER = """
+     Program PWSCF v.6.7MaX starts on 29Nov2026 at 23: 0:10
+     scf convergence threshold =      1.0E-06
+     Boundary Conditions: {boundary}
+     lattice parameter (alat)  =       7.5589  a.u.
+     number of atoms/cell      =            1
+     number of atomic types    =            1
+     celldm(1)=   7.558904  celldm(2)=   0.000000  celldm(3)=   0.000000
+     celldm(4)=   0.000000  celldm(5)=   0.000000  celldm(6)=   0.000000
+     crystal axes: (cart. coord. in units of alat)
+               a(1) = (   1.000000   0.000000   0.000000 )
+               a(2) = (   0.000000   1.000000   0.000000 )
+               a(3) = (   0.000000   0.000000   1.000000 )
+
+     site n.     atom                  positions (alat units)
+         1           H   tau(   1) = (   0.0000000   0.0000000   0.0000000  )
+
+     number of k points=     1
+                       cart. coord. in units 2pi/alat
+        k(    1) = (   0.0000000   0.0000000   0.0000000), wk =   2.0000000
+
+"""
+QE_LOOP = """
+     iteration #  1     ecut=    12.00 Ry     beta= 0.70
+     estimated scf accuracy    <          4.2E-11 Ry
+     End of self-consistent calculation
+
+          k = 0.0000 0.0000 0.0000 (   920 PWs)   bands (ev):
+
+   -10.7563
+
+     highest occupied level (ev):   -10.7563
+
+!    total energy              =      -2.18617926 Ry
+     estimated scf accuracy    <          4.2E-11 Ry
+
+     convergence has been achieved in   9 iterations
+
+     Forces acting on atoms (cartesian axes, Ry/au):
+
+     atom    1 type  1   force =     0.00100000    0.00000000    0.00000000
+
+     Total force =     0.001000     Total SCF correction =     0.000001
+
+     total   stress  (Ry/bohr**3)                   (kbar)     P=       -1.00
+  -0.00000100   0.00000000   0.00000000           -0.15        0.00        0.00
+   0.00000000  -0.00000100   0.00000000            0.00       -0.15        0.00
+   0.00000000   0.00000000   0.00000000            0.00        0.00        0.00
+
+"""
+QE_STEPS = (
+    QE_HEADER
+    + QE_LOOP
+    + """
+ATOMIC_POSITIONS (angstrom)
+H  0.1 0.0 0.0
+
+"""
+    + QE_LOOP
+    + """
+     JOB DONE.
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("boundary", "has_virial"), [("Ordinary", True), ("Vacuum-Slab-Vacuum", False)]
+)
+def test_no_step_of_a_screened_slab_has_a_virial(
+    boundary: str, has_virial: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "pw.out"
+    path.write_text(QE_STEPS.format(boundary=boundary))
+    items = read(path)[1]
+    assert [item.label.virial is not None for item in items] == [has_virial] * 2
+
+
+QE_XML = """<?xml version="1.0"?>
+<qes:espresso xmlns:qes="http://www.quantum-espresso.org/ns/qes/qes-1.0">
+<input>
+ <electron_control><conv_thr>1e-6</conv_thr></electron_control>
+ <boundary_conditions><assume_isolated>{isolated}</assume_isolated><esm><bc>{bc}</bc></esm>
+ </boundary_conditions>
+</input>
+<output>
+ <convergence_info><scf_conv><convergence_achieved>true</convergence_achieved>
+  <scf_error>1e-9</scf_error></scf_conv></convergence_info>
+ <atomic_structure nat="1"><atomic_positions><atom name="H">0 0 0</atom></atomic_positions>
+  <cell><a1>9 0 0</a1><a2>0 9 0</a2><a3>0 0 9</a3></cell></atomic_structure>
+ <total_energy><etot>-1.0</etot></total_energy>
+ <forces rank="2" dims="3 1">0.1 0 0</forces>
+ <stress rank="2" dims="3 3">-1e-4 0 0 0 -1e-4 0 0 0 0</stress>
+</output>
+</qes:espresso>
+"""
+
+
+@pytest.mark.parametrize(
+    ("isolated", "bc", "has_virial"),
+    [("none", "bc1", True), ("esm", "pbc", True), ("esm", "bc1", False), ("esm", "bc3", False)],
+)
+def test_the_xml_of_a_screened_slab_has_no_virial(
+    isolated: str, bc: str, has_virial: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "pw.xml"
+    path.write_text(QE_XML.format(isolated=isolated, bc=bc))
+    (item,) = read(path)[1]
+    assert (item.label.virial is not None) == has_virial
+
+
+OUTCAR = """ vasp.5.4.4 of a run
+   VRHFIN =H: ultrasoft test
+   TITEL  = PAW_PBE H 15Jun2001
+   ions per type =               1
+   NELM   =     60;   NELMIN=  2; NELMDL= -5     # of ELM steps
+   EDIFF  = 0.1E-03   stopping-criterion for ELM
+   ISIF   = {isif:>6}    stress and relaxation
+"""
+
+
+def test_the_step_of_an_outcar_knows_isif() -> None:
+    header = OUTCAR.format(isif=1)
+    assert "ISIF   =      1" in "\n".join(OUTCAR_FACTS.findall(header))
+
+
+@recorded
+def test_an_outcar_with_isif_1_has_no_virial(tmp_path: Path) -> None:
+    text = (OUTPUTS / "vasp/OUTCAR.h2o.md").read_text()
+    path = tmp_path / "OUTCAR"
+    for isif, has_virial in (("1", False), ("2", True)):
+        path.write_text(re.sub(r"(ISIF +=\s*)\d", rf"\g<1>{isif}", text))
+        items = read(path)[1]
+        assert {item.label.virial is not None for item in items} == {has_virial}
 
 
 @recorded

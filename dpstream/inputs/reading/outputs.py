@@ -25,6 +25,7 @@ from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.abacus import SUFFIX
 from dpstream.services.labeler.codes.base import FileCode
 from dpstream.services.labeler.codes.parse import read_text
+from dpstream.services.labeler.codes.qe import SCREENED
 from dpstream.shared.atoms.frames import Frame, from_ase
 from dpstream.shared.errors import SpecError
 
@@ -32,7 +33,7 @@ NOWHERE = Frame(("H",), np.zeros((1, 3)), np.eye(3))
 """In place of a frame that is unknown, to find out whether an output is converged at all."""
 OUTCAR_STEP = re.compile(r"^.*free  energy   TOTEN.*eV *$", re.MULTILINE)
 """The last line of a step; without its unit the number may be cut off."""
-OUTCAR_FACTS = re.compile(r"^.*(?:vasp\.\d|TITEL|NELM |EDIFF  =).*$", re.MULTILINE)
+OUTCAR_FACTS = re.compile(r"^.*(?:vasp\.\d|TITEL|NELM |EDIFF  =|ISIF +=).*$", re.MULTILINE)
 OUTCAR_END = "\n Voluntary context switches: 0\n"
 QE_STEP = re.compile(r"^.*(?:Program PWSCF|ATOMIC_POSITIONS).*$", re.MULTILINE)
 QE_THRESHOLD = re.compile(r"^.*convergence threshold +=.*$", re.MULTILINE)
@@ -99,14 +100,14 @@ def read_qe(path: Path) -> Iterator[FoundFrame]:
     """All steps of an output of pw.x. A step is complete if another follows or the run ended."""
     text = read_text(path)
     starts = [match.start() for match in QE_STEP.finditer(text)]
-    threshold = "\n".join(QE_THRESHOLD.findall(text)[:1])
+    header = "\n".join((*QE_THRESHOLD.findall(text)[:1], *SCREENED.findall(text)[:1]))
     frames = _qe_frames(path)
     for start, end in zip(starts, [*starts[1:], None], strict=True):
         step, (frame, problem) = text[start:end], next(frames, (None, "cannot be read by ASE"))
         if "iteration #" not in step:  # positions that are only printed again
             continue
         followed = end is not None and "Program PWSCF" not in text[end : text.find("\n", end)]
-        whole = f"{step}\n{threshold}\n{QE_END if followed else ''}\n"
+        whole = f"{step}\n{header}\n{QE_END if followed else ''}\n"
         yield _found("qe", {"stdout": whole}, frame, problem)
 
 

@@ -6,13 +6,23 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from dpstream.inputs.reading.found import FoundFrame, results
+from dpstream.services.labeler.codes.qe_keywords import PERIODIC
 from dpstream.services.labeler.units import BOHR, HARTREE
 from dpstream.shared.atoms.frames import Floats, Frame, from_ase
 from dpstream.shared.errors import SpecError
+
+WHOLE_STRESS = 2
+"""ISIF from which VASP computes the stress; with 1 it is the trace alone, with 0 nothing."""
+
+
+class _Step(NamedTuple):
+    converged: bool = False
+    stressed: bool = False
 
 
 def read_vasprun(path: Path) -> Iterator[FoundFrame]:
@@ -21,18 +31,18 @@ def read_vasprun(path: Path) -> Iterator[FoundFrame]:
     import ase.io
 
     frames = ase.io.read(path, index=":", format="vasp-xml", do_not_split_by_at_sign=True)
-    converged = list(_converged_steps(path))
+    steps = list(_steps(path))
     for number, atoms in enumerate(frames):
         if atoms.calc is None:  # cut off before the first step ended
             return
-        stress = atoms.calc.results.get("stress")
+        step = steps[number] if number < len(steps) else _Step()
+        stressed = step.stressed and "stress" in atoms.calc.results
         outcome = results(
             atoms.calc.results.get("free_energy"),
             atoms.calc.results.get("forces"),
-            None if stress is None else _virial_of(atoms),
+            _virial_of(atoms) if stressed else None,
         )
-        is_converged = number < len(converged) and converged[number]
-        outcome = replace(outcome, converged=is_converged, not_converged=not is_converged)
+        outcome = replace(outcome, converged=step.converged, not_converged=not step.converged)
         yield FoundFrame(from_ase(atoms), outcome, energy="free")
 
 
@@ -42,15 +52,16 @@ def _virial_of(atoms: object) -> Floats:
     return virial
 
 
-def _converged_steps(path: Path) -> Iterator[bool]:
-    """Whether each step's electronic loop converged. The file may be cut off."""
-    limits = {"NELM": 60.0, "EDIFF": 1e-4}  # VASP's defaults
+def _steps(path: Path) -> Iterator[_Step]:
+    """Whether each step's electronic loop converged and its stress is whole. The file may be cut
+    off."""
+    limits = {"NELM": 60.0, "EDIFF": 1e-4, "ISIF": 2.0}  # VASP's defaults
     try:
         for _, element in ET.iterparse(path):
             if element.tag in ("incar", "parameters"):
                 limits |= _numbers(element, limits)
             elif element.tag == "calculation":
-                yield _settled(element, limits)
+                yield _Step(_settled(element, limits), limits["ISIF"] >= WHOLE_STRESS)
                 element.clear()
     except ET.ParseError:
         return
@@ -97,7 +108,8 @@ def _qe_step(step: ET.Element, root: ET.Element) -> FoundFrame:
     species = tuple((atom.get("name") or "").rstrip("0123456789_-") for atom in atoms)
     cell = np.stack([_row(structure.findtext(f"cell/a{axis}")) for axis in "123"]) * BOHR
     frame = Frame(species, np.stack([_row(atom.text) for atom in atoms]) * BOHR, cell)
-    forces, stress = _matrix(step, "forces"), _matrix(step, "stress")
+    forces = _matrix(step, "forces")
+    stress = None if _is_screened(root) else _matrix(step, "stress")
     energy = step.findtext("total_energy/etot")
     outcome = results(
         None if energy is None else float(energy) * HARTREE,
@@ -107,6 +119,15 @@ def _qe_step(step: ET.Element, root: ET.Element) -> FoundFrame:
     is_converged = _is_accurate(step, root.findtext("input/electron_control/conv_thr"))
     outcome = replace(outcome, converged=is_converged, not_converged=not is_converged)
     return FoundFrame(frame, outcome, energy="free")
+
+
+def _is_screened(root: ET.Element) -> bool:
+    """Whether the effective screening medium is there, with which the components of the stress
+    normal to the slab are zeros."""
+    given = root.find("input/boundary_conditions")
+    if given is None or (given.findtext("assume_isolated") or "").strip() != "esm":
+        return False
+    return (given.findtext("esm/bc") or PERIODIC).strip() != PERIODIC
 
 
 def _is_accurate(step: ET.Element, threshold: str | None) -> bool:

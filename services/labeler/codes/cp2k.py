@@ -30,6 +30,7 @@ from dpstream.services.labeler.codes.parse import (
     NUMBER,
     are_whole_records,
     block,
+    first,
     numbers,
     read_text,
     rows,
@@ -56,6 +57,8 @@ FORCE = rf"^ *(?:FORCES\| +\d+|\d+ +\d+ +\S+) +({NUMBER}) +({NUMBER}) +({NUMBER}
 """Forces of one atom; the first form since version 2025.1."""
 STRESS = r"STRESS(?: TENSOR|\|.*tensor) \[(\w+)\]"
 STRESS_ROW = rf"^ *(?:STRESS\|)? +[xyzXYZ] +({NUMBER}) +({NUMBER}) +({NUMBER}) *$"
+PERIODICITY = r"POISSON\| Periodicity +(\S+)"
+"""Not printed at low print levels."""
 POSITIONS, POSITIONS_END = r"ATOMIC COORDINATES IN (?i:angstrom)", r"SCF PARAMETERS|^ *SCF WAVE"
 POSITION = rf"^ +\d+ +\d+ +\S+ +\d+ +({NUMBER}) +({NUMBER}) +({NUMBER})(?: +{NUMBER}){{2}} *$"
 FIGURE = re.compile(r"^ *\* *(?:\\___/|\||O/\||/\| \||/ \\)?")
@@ -226,6 +229,7 @@ class Cp2k(CodeDefaults):
     def read_outputs(self, folder: Path, frame: Frame, exit_status: int) -> Outcome:
         text = read_text(folder / "stdout")
         stressed = is_stress_whole(read_text(folder / INPUT))
+        stressed &= first(PERIODICITY, text) in (None, "XYZ")  # an imported output has no input
         message = abort_message(text)
         return Outcome(
             exit_status=exit_status,
