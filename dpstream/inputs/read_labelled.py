@@ -19,6 +19,7 @@ from ase.data import atomic_numbers
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dpstream.inputs.reading.ase_files import one_line
+from dpstream.inputs.reading.deepmd_systems import files_of, systems_in
 from dpstream.inputs.reading.found import KIND_WORDS, RULE_WORDS, EnergyKind
 from dpstream.inputs.reading.outputs import ABACUS_LOG
 from dpstream.inputs.reading.patterns import find_grouped, folders
@@ -26,7 +27,7 @@ from dpstream.inputs.reading.recognise import is_packed
 from dpstream.inputs.reading.sets import SetCount, SetOptions, Taken, check_one_energy, read_set
 from dpstream.shared.atoms.frames import WEIGHTS, Frame, FrameLabel
 from dpstream.shared.atoms.records import Record
-from dpstream.shared.errors import ParserFailed, SpecError
+from dpstream.shared.errors import ParserFailed, SpecError, errors_at
 from dpstream.shared.runtime.child_process import Limits
 from dpstream.shared.runtime.parser import MIB, Parser, Unreadable
 from dpstream.shared.spec import LabelledSet
@@ -148,7 +149,8 @@ def _read_source(
         "name": given.file,
     }
     try:
-        parser, limits = _parser(_reads(paths, folder)), _limits(sum(map(_size, paths)))
+        with errors_at(f"{key}: {given.file}", SpecError):
+            parser, limits = _parser(_reads(paths, folder)), _limits(sum(map(_size, paths)))
         records = parser.records("labelled", arguments, limits)
         return _report(records), list(map(_imported, records[1:]))
     except (Unreadable, ParserFailed) as error:
@@ -202,10 +204,11 @@ def _parser(reads: tuple[Path, ...]) -> Parser:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of the files in a folder."""
+    """Bytes of a file, or of the systems in a folder."""
     if path.is_file():
         return path.stat().st_size * (UNPACKED if is_packed(path) else 1)
-    return sum(file.stat().st_size for file in _entries(path) if file.is_file())
+    files = (file for system in systems_in(path) for file in files_of(system))
+    return sum(file.stat().st_size for file in files)
 
 
 def _limits(size: int) -> Limits:

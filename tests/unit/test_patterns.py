@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dpstream.inputs.read_labelled import _size, read_labelled
+from dpstream.inputs.reading import patterns
 from dpstream.inputs.reading.patterns import find_files, find_grouped, folders
 from dpstream.shared.errors import SpecError
 
@@ -68,6 +72,46 @@ def test_two_stars_are_any_depth_behind_links_too_and_each_folder_once(tree: Pat
     ]
     assert found("elsewhere/**/er/**", tree) == ["elsewhere/deep/er/POSCAR"]
     assert len(list(folders(tree / "elsewhere"))) == 3, "a link back does not end in a circle"
+
+
+@pytest.fixture
+def locked(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that may not be read; for root, who runs tests in containers, there is none."""
+    scan: Callable[..., Any] = os.scandir
+    path = tree / "conf/a"
+
+    def scandir(folder: Any = ".") -> Any:
+        if folder == path:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    return path
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over_and_told(tree: Path, locked: Path) -> None:
+    assert "conf/b.2/POSCAR" in found("conf/**/POSCAR", tree)
+    told: list[str] = []
+    assert locked not in folders(tree / "conf", told.append)
+    assert told == [f"{locked} may not be read and is passed over"]
+
+
+def test_a_tree_of_very_many_files_is_one_error(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patterns, "MOST_ENTRIES", 3)
+    with pytest.raises(SpecError, match=r"^key: '\*\*/POSCAR': more than 3 files below "):
+        find_files("**/POSCAR", tree, "key")
+    with pytest.raises(SpecError, match=r"^key: conf: more than 3 files below "):
+        read_labelled(["conf"], tree, ["H"], "key")
+
+
+def test_limits_of_a_folder_are_by_the_systems_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a/set.000").mkdir(parents=True)
+    for name in ("type.raw", "set.000/energy.npy", "trajectory.xyz"):
+        (tmp_path / "a" / name).write_text("1234")
+    (tmp_path / "movie.mp4").write_text("1234")
+    assert _size(tmp_path) == 8
 
 
 def test_a_name_with_brackets_is_a_name(tree: Path) -> None:

@@ -29,9 +29,16 @@ class TypeNames(NamedTuple):
     is_given: bool = False
 
 
-def systems_in(folder: Path) -> list[Path]:
-    """DeePMD-kit's systems in a folder, at any depth, behind links too; each folder once."""
-    return [each for each in folders(folder) if (each / "type.raw").exists()]
+def systems_in(folder: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
+    """DeePMD-kit's systems in a folder, at any depth, behind links too; each folder once. Folders
+    that may not be read are told."""
+    return [each for each in folders(folder, tell) if (each / "type.raw").exists()]
+
+
+def files_of(system: Path) -> Iterator[Path]:
+    """The files of a system that are opened, and arrays beside them."""
+    for pattern in ("*.raw", "set.*/*.npy"):
+        yield from system.glob(pattern)
 
 
 def is_mixed(system: Path) -> bool:

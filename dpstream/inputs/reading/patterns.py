@@ -10,13 +10,15 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from dpstream.shared.errors import SpecError
 
 ANY_DEPTH = "**"
+MOST_ENTRIES = 1_000_000
+"""Files and folders below one folder that are looked at; a run of DP-GEN may have many."""
 
 
 def find_files(pattern: str, folder: Path, key: str) -> list[Path]:
@@ -33,7 +35,7 @@ def find_files(pattern: str, folder: Path, key: str) -> list[Path]:
         if exact.exists():
             return [exact]
         matches = sorted(set(_matches(folder, Path(pattern).parts)), key=natural)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SpecError) as error:
         reason = " ".join(str(error).split())
         raise SpecError(f"{key}: {pattern!r}: {reason}") from error
     if not matches:
@@ -80,20 +82,36 @@ def is_hidden(path: Path) -> bool:
     return path.name.startswith(".")
 
 
-def folders(start: Path) -> Iterator[Path]:
+def folders(start: Path, tell: Callable[[str], None] = lambda text: None) -> Iterator[Path]:
     """`start` and all folders below it that are not hidden, behind links too; each once, in natural
-    order."""
+    order. One that may not be read is passed over, which is told. Raises `SpecError` if there are
+    more than `MOST_ENTRIES` files and folders."""
     seen: set[str] = set()
-    waiting = [start]
+    waiting, entries = [start], 0
     while waiting:
         folder = waiting.pop()
         real = os.path.realpath(folder)
-        if real in seen or not folder.is_dir():
+        if real in seen or not os.path.isdir(folder):
             continue
         seen.add(real)
+        try:
+            inside = list(os.scandir(folder))
+        except PermissionError:
+            tell(f"{folder} may not be read and is passed over")
+            continue
+        entries += len(inside)
+        if entries > MOST_ENTRIES:
+            raise SpecError(f"more than {MOST_ENTRIES} files below {start}; name a smaller folder")
         yield folder
-        inside = [each for each in folder.iterdir() if not is_hidden(each)]
-        waiting += sorted((each for each in inside if each.is_dir()), key=natural, reverse=True)
+        below = (Path(each.path) for each in inside if _is_folder(each))
+        waiting += sorted(
+            (each for each in below if not is_hidden(each)), key=natural, reverse=True
+        )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link may lead to where nothing may be read."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def read_set(path: Path, options: SetOptions, count: SetCount) -> Iterator[Taken
 
 def _found(path: Path, options: SetOptions, count: SetCount) -> Iterator[FoundFrame]:
     if path.is_dir():
-        systems = systems_in(path)
+        systems = systems_in(path, count.tell)
         count.format = f"{DEEPMD}, {len(systems)} systems" if len(systems) != 1 else DEEPMD
         for system in systems:
             yield from read_system(system, options.types, count.tell)
