@@ -36,13 +36,20 @@ def check_training(spec: Spec) -> None:
     """Complete the input of every member that has overrides, and check it with DeePMD-kit.
 
     Raises `SpecError` naming section and key. If DeePMD-kit is not installed here, only the texts
-    are checked; the trainer will check the rest.
+    and the lengths of `sel` are checked; the trainer will check the rest.
     """
     check_compressed(spec.training)
-    members = [0, *sorted(set(spec.training.member_input) - {0})]
+    members = _members(spec)
+    for key, descriptor in _all_descriptors(spec, members):
+        _check_sel(key, descriptor, spec.type_map)
     _check_with_deepmd(spec, members)
     for member in members:
         _check_words(spec, member)
+
+
+def _members(spec: Spec) -> list[int]:
+    """The first member and those with overrides."""
+    return [0, *sorted(set(spec.training.member_input) - {0})]
 
 
 def _check_with_deepmd(spec: Spec, members: Sequence[int]) -> None:
@@ -60,7 +67,7 @@ def _check_with_deepmd(spec: Spec, members: Sequence[int]) -> None:
         except Exception as error:  # its checker raises several kinds, all with one-line messages
             raise SpecError(f"{_key(spec, member)}: {_plain(str(error))}") from error
         check_backend(spec.training.backend, document)
-        _check_model(complete["model"], f"{_key(spec, member)}.model", spec.type_map)
+        _check_model(complete["model"], f"{_key(spec, member)}.model")
 
 
 def _check_words(spec: Spec, member: int) -> None:
@@ -108,7 +115,7 @@ def _plain(message: str) -> str:
 # ------------------------------------------------------------------------------ models
 
 
-def _check_model(model: dict[str, Any], key: str, elements: Sequence[str]) -> None:
+def _check_model(model: dict[str, Any], key: str) -> None:
     """Raises `SpecError` for a wrong name or number in a model that DeePMD-kit's checker accepts,
     and for one that DeePMD-kit cannot build."""
     from deepmd.common import VALID_ACTIVATION, VALID_PRECISION
@@ -118,10 +125,7 @@ def _check_model(model: dict[str, Any], key: str, elements: Sequence[str]) -> No
     for where, name, value in _named(model, key):
         if name in known and isinstance(value, str):
             _check_name(f"{where}.{name}", value, known[name])
-    descriptors = [*_descriptors(model, key)]
-    for where, descriptor in descriptors:
-        _check_sel(where, descriptor, elements)
-    if all(_kind(each) in BUILT for _, each in descriptors) and "fitting_net" in model:
+    if all(_kind(each) in BUILT for _, each in _descriptors(model, key)) and "fitting_net" in model:
         fault = _fault(json.dumps(_probe(model), sort_keys=True))
         if fault:
             raise SpecError(f"{key}: DeePMD-kit cannot build it: {fault}")
@@ -153,7 +157,15 @@ def _descriptors(model: dict[str, Any], key: str) -> Iterator[tuple[str, dict[st
         yield f"{key}.descriptor", descriptor
         return
     for number, each in enumerate(descriptor.get("list", [])):
-        yield f"{key}.descriptor.list.{number}", each
+        if isinstance(each, dict):
+            yield f"{key}.descriptor.list.{number}", each
+
+
+def _all_descriptors(spec: Spec, members: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The descriptors of these members, as given: DeePMD-kit has not checked them."""
+    for member in members:
+        model = build_input(spec.training, _run(spec, member))["model"]
+        yield from _descriptors(model, f"{_key(spec, member)}.model")
 
 
 def _kind(descriptor: dict[str, Any]) -> str:
@@ -173,12 +185,10 @@ def _check_sel(key: str, descriptor: dict[str, Any], elements: Sequence[str]) ->
 def counted_by_type(spec: Spec) -> Iterator[tuple[str, float, list[int]]]:
     """Where a descriptor of the spec states how many neighbours of each element it takes, its
     cutoff in Å, and these numbers."""
-    for member in [0, *sorted(set(spec.training.member_input) - {0})]:
-        model = build_input(spec.training, _run(spec, member))["model"]
-        for where, descriptor in _descriptors(model, f"{_key(spec, member)}.model"):
-            sel = descriptor.get("sel")
-            if _kind(descriptor) in BY_TYPE and isinstance(sel, list):
-                yield f"{where}.sel", float(descriptor.get("rcut", 6.0)), sel
+    for where, descriptor in _all_descriptors(spec, _members(spec)):
+        sel = descriptor.get("sel")
+        if _kind(descriptor) in BY_TYPE and isinstance(sel, list):
+            yield f"{where}.sel", float(descriptor.get("rcut", 6.0)), sel
 
 
 def _probe(model: dict[str, Any]) -> dict[str, Any]:

@@ -68,6 +68,11 @@ def test_what_cannot_be_built_is_refused_with_its_key(
     assert words in complaint(spec(descriptor))
 
 
+def test_the_length_of_sel_is_checked_without_deepmd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepmd.utils.argcheck", None)
+    assert "sel: 1 numbers [20] for the 2 elements" in complaint(spec({"sel": [20]}))
+
+
 def test_the_fitting_net_and_members_are_checked_too() -> None:
     input_ = {"model": {"fitting_net": {"activation_function": "foo"}}}
     wanted = spec(training={"members": 2, "member_input": {1: input_}})
