@@ -15,7 +15,7 @@ import numpy as np
 from dpstream.export.dataset_formats import DATABASE, split_of
 from dpstream.export.rendering import render
 from dpstream.export.results import CampaignResults
-from dpstream.inputs.reading.found import RULE_WORDS
+from dpstream.inputs.reading.found import KIND_WORDS, RULE_WORDS
 from dpstream.services.labeler.codes import CODES
 from dpstream.shared.atoms.dataset import Labelled
 from dpstream.shared.atoms.frames import frame_key
@@ -39,6 +39,7 @@ def write_card(
     results: CampaignResults, labelled: Sequence[Labelled], folder: Path, licence: str
 ) -> None:
     recipe, submitted = results.recipe, results.history.submitted
+    imported = submitted.imported if submitted else ()
     text = render(
         "dataset.md.j2",
         campaign=results.campaign,
@@ -57,7 +58,9 @@ def write_card(
         method=CODES[recipe.code].method(recipe.settings) if recipe else "",
         semi_empirical=recipe is not None and CODES[recipe.code].semi_empirical(recipe.settings),
         settings=_as_json(recipe.settings) if recipe else "",
-        imported=submitted.imported if submitted else (),
+        imported=imported,
+        other_energies=any({*each.energies} - {"free"} for each in imported),
+        kinds=KIND_WORDS,
         words=RULE_WORDS,
         imported_frames=submitted.pack_frames if submitted else 0,
     )

@@ -3,7 +3,8 @@
 deepmd-mixed/                   DeePMD-kit's mixed type: one system per number of atoms
 extxyz/{train,valid}.extxyz     ASE's names energy, forces, stress (NequIP, Allegro, SchNetPack…)
 mace/{train,valid}.xyz          REF_energy, REF_forces, REF_stress
-dataset.db                      ASE's database, with the key and the split of each frame
+dataset.db                      ASE's database, with the key and the split of each frame, and its
+                                parameters and weights as data
 """
 
 from __future__ import annotations
@@ -65,9 +66,12 @@ def _for_mace(item: Labelled) -> Any:
 
 
 def _write_database(labelled: Sequence[Labelled], path: Path) -> None:
+    """A database stores neither info nor further arrays of `ase.Atoms`, but data beside them."""
     from ase.db import connect
 
     with connect(path) as database:
         for item in labelled:
             key = frame_key(item.frame)
-            database.write(labelled_atoms(item), frame_key=f"k{key}", split=split_of(key))
+            given = {**item.frame.parameters, **item.label.weights}
+            atoms, names = labelled_atoms(item), {"frame_key": f"k{key}", "split": split_of(key)}
+            database.write(atoms, data=given, **names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,38 @@ def test_the_card_lists_the_sources_of_imported_labels(
     assert "- `old/*.xyz`: 7 of 9 frames taken; 2 without valid forces, left out\n" in card
     page = (tmp_path / "out/report.html").read_text()
     assert "old/*.xyz: 7 of 9 frames taken, 2 left out (forces)" in page
+
+
+@pytest.mark.parametrize(
+    ("kinds", "line", "said"),
+    [
+        (("free",), "the forces are |", "; free energy\n"),
+        (("internal",), "the forces are; of imported labels as stated", "; internal energy\n"),
+        (("",), "the forces are; of imported labels as stated", "; energy as given\n"),
+    ],
+)
+def test_the_card_states_the_kinds_of_imported_energies(
+    kinds: tuple[str, ...], line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ImportedSet(name="a.xyz", found=9, taken=9, energies=kinds)
+    monkeypatch.setattr(sample_ledger, "IMPORTED", (given,))
+    export(sample_ledger.write_sample(tmp_path / "root"), sample_ledger.NAME, tmp_path / "out")
+    card = (tmp_path / "out/dataset/README.md").read_text()
+    assert line in card
+    assert f"- `a.xyz`: 9 of 9 frames taken{said}" in card
+
+
+def test_the_database_keeps_parameters_and_weights(tmp_path: Path) -> None:
+    plain = item("OHH", 1)
+    frame = plain.frame.with_parameters({"fparam": np.array([0.5]), "aparam": np.eye(3)})
+    label = replace(plain.label, atom_pref=np.array([1.0, 2.0, 0.5]))
+    write_formats([Labelled(frame, label, {})], tmp_path, TYPES)
+    with connect(tmp_path / "dataset.db") as database:
+        (row,) = database.select()
+    np.testing.assert_array_equal(row.data["fparam"], [0.5])
+    np.testing.assert_array_equal(row.data["aparam"], np.eye(3))
+    np.testing.assert_array_equal(row.data["atom_pref"], [1.0, 2.0, 0.5])
+    assert len(read(tmp_path / "dataset.db")) == 1
 
 
 def test_the_archive_is_a_store_once_unpacked(tmp_path: Path, store: FolderStore) -> None:

@@ -506,7 +506,11 @@ def with_descriptor(backend: str, **descriptor: Any) -> Spec:
             {"type": "se_e3", "sel": [8, 8]},
             "LAMMPS cannot run JAX models of this type; allowed",
         ),
-        ("jax", {"type_one_side": False, "sel": [8, 8]}, "type_one_side: false: not supported with"),
+        (
+            "jax",
+            {"type_one_side": False, "sel": [8, 8]},
+            "type_one_side: false: not supported with",
+        ),
     ],
 )
 def test_what_a_backend_does_not_have(backend: str, descriptor: dict[str, Any], said: str) -> None:
