@@ -23,7 +23,7 @@ from dpstream.inputs.reading.deepmd_systems import files_of, systems_in
 from dpstream.inputs.reading.found import KIND_WORDS, RULE_WORDS, EnergyKind
 from dpstream.inputs.reading.outputs import ABACUS_LOG
 from dpstream.inputs.reading.patterns import find_grouped, folders
-from dpstream.inputs.reading.recognise import is_packed
+from dpstream.inputs.reading.recognise import UNPACKED, is_packed
 from dpstream.inputs.reading.sets import SetCount, SetOptions, Taken, check_one_energy, read_set
 from dpstream.shared.atoms.frames import WEIGHTS, Frame, FrameLabel
 from dpstream.shared.atoms.records import Record
@@ -32,9 +32,6 @@ from dpstream.shared.runtime.child_process import Limits
 from dpstream.shared.runtime.parser import MIB, Parser, Unreadable
 from dpstream.shared.spec import LabelledSet
 from dpstream.shared.values import ImportedSet
-
-UNPACKED = 12
-"""Bytes that a byte of a compressed text may stand for."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
 
 from dpstream.inputs.read_structures import read_structures
+from dpstream.inputs.reading import recognise
 from dpstream.inputs.reading.ase_files import read_ase, read_dpdata
 from dpstream.shared.errors import SpecError
 
@@ -219,6 +220,15 @@ def test_a_file_that_is_cut_off_is_no_compressed_file(tmp_path: Path) -> None:
     path = tmp_path / "POSCAR.gz"
     path.write_bytes(gzip.compress(b"Si\n" * 1000)[:20])
     assert "POSCAR.gz: " in refusal(path)
+
+
+def test_a_file_that_unpacks_to_too_much_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recognise, "SMALL", 1000)
+    path = tmp_path / "a.xyz.gz"
+    path.write_bytes(gzip.compress(b"0" * 100_000))
+    assert "a.xyz.gz: unpacks to more than 12 times its size; unpack it yourself" in refusal(path)
 
 
 def test_extended_xyz_under_the_name_of_another_format(tmp_path: Path) -> None:

@@ -6,13 +6,12 @@ import bz2
 import gzip
 import lzma
 import re
-import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dpstream.shared.errors import SpecError
 
@@ -24,6 +23,11 @@ PACKED: dict[bytes, Callable[..., Any]] = {
     b"\xfd7zXZ\x00": lzma.open,
 }
 """Openers of compressed files by their first bytes."""
+UNPACKED = 12
+"""Bytes that a byte of a compressed text may stand for."""
+SMALL = 256 * 1024**2
+"""Bytes that any compressed file may unpack to."""
+CHUNK = 1024**2
 SPECIAL = "[]*?#"
 SUFFIXES = (".gz", ".bz2", ".xz")
 HDF5 = "DeePMD-kit HDF5"
@@ -78,7 +82,8 @@ def _opener(path: Path) -> Callable[..., Any] | None:
 @contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
     """The file itself, or a temporary copy of what is compressed in it, whose name is that of the
-    file without the suffix. Raises `SpecError` if it is cut off."""
+    file without the suffix. Raises `SpecError` if it is cut off or unpacks to far more than text
+    does."""
     opener = _opener(path)
     if opener is None:
         yield path
@@ -87,10 +92,21 @@ def unpacked(path: Path) -> Iterator[Path]:
         plain = Path(folder) / _without_suffix(path.name)
         try:
             with opener(path, "rb") as source, plain.open("wb") as copy:
-                shutil.copyfileobj(source, copy)
+                _copy(source, copy, path)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise SpecError(f"{path}: cannot be unpacked: {error}") from error
         yield plain
+
+
+def _copy(source: IO[bytes], copy: IO[bytes], path: Path) -> None:
+    left = UNPACKED * path.stat().st_size + SMALL
+    while chunk := source.read(CHUNK):
+        left -= len(chunk)
+        if left < 0:
+            raise SpecError(
+                f"{path}: unpacks to more than {UNPACKED} times its size; unpack it yourself"
+            )
+        copy.write(chunk)
 
 
 @contextmanager
