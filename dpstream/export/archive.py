@@ -11,11 +11,27 @@ COMPRESSED = (".npz", ".png", ".zip")
 """Suffixes of files that do not become smaller."""
 
 
+def archive_of(folder: Path) -> Path:
+    """The zip file beside `folder`."""
+    whole = folder.absolute()
+    return whole.with_name(f"{whole.name}.zip")
+
+
+def archived(folder: Path, name: str) -> bytes:
+    """A file of `folder` as it is in its archive; empty if the archive has none, or is no zip
+    file."""
+    whole = folder.absolute()
+    try:
+        with zipfile.ZipFile(archive_of(folder)) as archive:
+            return archive.read(f"{whole.name}/{name}")
+    except (zipfile.BadZipFile, KeyError, OSError):
+        return b""
+
+
 def write_archive(folder: Path) -> Path:
     """Write all files of `folder` to a zip file beside it, under the folder's name. It is complete
     or absent."""
-    whole = folder.absolute()
-    path = whole.with_name(f"{whole.name}.zip")
+    whole, path = folder.absolute(), archive_of(folder)
     with arriving(path) as target, zipfile.ZipFile(target, "w") as archive:
         for file in sorted(each for each in whole.rglob("*") if each.is_file()):
             packed = zipfile.ZIP_STORED if file.suffix in COMPRESSED else zipfile.ZIP_DEFLATED

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dpstream.export.archive import write_archive
+from dpstream.export.archive import archive_of, archived, write_archive
 from dpstream.export.checksums import write_checksums
 from dpstream.export.dataset_card import CARD, write_card
 from dpstream.export.dataset_formats import DATABASE, write_formats
@@ -59,11 +59,13 @@ def export(
     forms of other programs, too. `licence`: of the dataset, for its card. The lines returned say
     what is where.
 
-    Raises SpecError for a folder that holds anything but an earlier export of this campaign, or
-    that cannot be written; NotFound where the store has no such campaign.
+    Raises SpecError for a folder or an archive that holds anything but an earlier export of this
+    campaign, or that cannot be written; NotFound where the store has no such campaign.
     """
     results = CampaignResults.of(store, campaign)
     with written_into(folder):
+        if archive:
+            _check_archive(folder, results)
         prepare(folder, results)
         lines = list(_written(results, folder, full or archive, licence, all_formats))
         if archive:
@@ -104,15 +106,14 @@ def _written(
 
 def prepare(folder: Path, results: CampaignResults) -> None:
     """An empty folder, or one that this campaign was exported to before."""
-    identity = {"campaign": results.campaign, "spec": Ref.to("spec", results.spec_bytes).sha256}
+    identity = _identity(results)
     plan = results.view.overview.plan
     number = {} if plan is None else {"plan": plan.number}
     if folder.exists() and not folder.is_dir():
         raise SpecError(f"{folder}: is a file; {ELSEWHERE}")
     if (room := _kept_room(results.store, folder)) is not None:
         raise SpecError(f"{folder}: is within {room}, a folder of the store; {ELSEWHERE}")
-    known = {key: _marker(folder).get(key) for key in identity}
-    if folder.exists() and any(folder.iterdir()) and known != identity:
+    if folder.exists() and any(folder.iterdir()) and not _is_of(identity, _marker(folder)):
         raise SpecError(
             f"{folder}: contains files that are not from an export of {results.campaign}; "
             f"{ELSEWHERE}"
@@ -138,10 +139,33 @@ def is_exported(folder: Path, plan: int) -> bool:
     return (folder / README).exists() and _marker(folder).get("plan", 1) == plan
 
 
+def _identity(results: CampaignResults) -> dict[str, str]:
+    return {"campaign": results.campaign, "spec": Ref.to("spec", results.spec_bytes).sha256}
+
+
+def _is_of(identity: dict[str, str], marker: dict[str, object]) -> bool:
+    return identity.items() <= marker.items()
+
+
+def _check_archive(folder: Path, results: CampaignResults) -> None:
+    """Raises `SpecError` if the archive's place is taken by anything but an earlier archive of this
+    campaign."""
+    path = archive_of(folder)
+    if path.exists() and not _is_of(_identity(results), _document(archived(folder, MARKER))):
+        raise SpecError(f"{path}: is not an earlier archive of {results.campaign}; {ELSEWHERE}")
+
+
 def _marker(folder: Path) -> dict[str, object]:
     try:
-        document = json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
+        return _document((folder / MARKER).read_bytes())
+    except OSError:
+        return {}
+
+
+def _document(data: bytes) -> dict[str, object]:
+    try:
+        document = json.loads(data)
+    except ValueError:
         return {}
     return document if isinstance(document, dict) else {}
 

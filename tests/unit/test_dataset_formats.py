@@ -20,6 +20,7 @@ from dpstream.inputs.reading.sets import SetOptions
 from dpstream.services.coordinator.views.why import why
 from dpstream.shared.atoms.dataset import Labelled
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, frame_key
+from dpstream.shared.errors import SpecError
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import ImportedSet
 from tests.support import sample_ledger
@@ -173,3 +174,22 @@ def test_the_archive_is_a_store_once_unpacked(tmp_path: Path, store: FolderStore
     arguments = (sample_ledger.NAME, sample_ledger.KEYS[1])
     assert why(FolderStore(whole), *arguments) == why(store, *arguments)
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=whole, check=True)
+
+
+@pytest.mark.parametrize("holds", ["another", "text"])
+def test_an_archive_replaces_only_an_earlier_one_of_the_campaign(
+    holds: str, tmp_path: Path, store: FolderStore
+) -> None:
+    path = tmp_path / "out.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("out/.dpstream-export.json", '{"campaign": "another", "spec": "0"}')
+    if holds == "text":
+        path.write_text("mine\n")
+    before = path.read_bytes()
+    with pytest.raises(SpecError, match=r"out\.zip: is not an earlier archive of "):
+        export(store, sample_ledger.NAME, tmp_path / "out", archive=True)
+    assert path.read_bytes() == before
+    assert not (tmp_path / "out").exists()
+    path.unlink()
+    for _ in range(2):
+        export(store, sample_ledger.NAME, tmp_path / "out", archive=True)
