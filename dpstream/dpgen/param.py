@@ -94,7 +94,7 @@ def convert(
     line naming the key.
     """
     style = {key: value for key, value in values.items() if key in STYLE_KEYS and key not in OWN}
-    _check_engine(values.get("model_devi_engine", "lammps"))
+    _check_engine(values.get("model_devi_engine"))
     if code is None:
         check_style(values)
     own = {key: value for key, value in values.items() if key not in style}
@@ -109,7 +109,7 @@ def convert(
 
 
 def _check_engine(name: Any) -> None:
-    if name != "lammps":
+    if name not in (None, "lammps"):  # null is DP-GEN's default, too
         raise SpecError(f"model_devi_engine: {name!r}: {ENGINES.get(name) or 'must be lammps'}")
 
 

@@ -255,6 +255,7 @@ def read_here(
             for t in _read_file(file, path, options, count, key)
         )
         count.examples = {r: text.replace(str(path), file) for r, text in count.examples.items()}
+        count.told = {text.replace(str(path), file): n for text, n in count.told.items()}
     report = _summed(name, counts)
     if not items:
         left_out = f"{report.found} left out ({'; '.join(report.examples.values())})"
@@ -297,9 +298,20 @@ def _summed(name: str, counts: Mapping[str, SetCount]) -> SourceReport:
         taken=sum(c.taken for c in counts.values()),
         left_out=_added(c.left_out for c in counts.values()),
         examples=examples,
-        told=_added(c.told for c in counts.values()),
+        told=_told(counts),
         energies=energies,
     )
+
+
+def _told(counts: Mapping[str, SetCount]) -> dict[str, int]:
+    """The remarks; of those that differ in the name of their file alone the first."""
+    told: dict[str, int] = {}
+    first: dict[str, str] = {}
+    for file, count in counts.items():
+        for text, number in count.told.items():
+            shown = first.setdefault(text.replace(file, ""), text)
+            told[shown] = told.get(shown, 0) + number
+    return told
 
 
 def _added(tables: Iterable[Mapping[str, int]]) -> dict[str, int]:

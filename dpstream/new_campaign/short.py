@@ -102,6 +102,9 @@ def given(paths: Sequence[Path], elements: Sequence[str]) -> Given:
     for name in names:
         if names.count(name) > 1:
             raise SpecError(f"--structure: two files are named {name}; rename one")
+    for path in paths:
+        if path.is_dir():
+            raise SpecError(f"--structure {path}: is a folder; give files of structures")
     frames = [frame for path in paths for frame in read_structures(path)]
     if len({bool(frame.pbc.any()) for frame in frames}) > 1:
         raise SpecError("--structure: molecules and cells together; make a campaign of one kind")

@@ -510,6 +510,10 @@ def test_old_parameters_of_vasp_become_an_incar() -> None:
     assert (incar["METAGGA"], incar["GGA"], incar["NSW"]) == ("SCAN", "PS", 0)
 
 
+def test_a_null_engine_is_the_default() -> None:
+    assert converted(model_devi_engine=None).document == converted().document
+
+
 def test_another_code_may_label_instead() -> None:
     found = converted(code="tblite")
     assert found.document["labels"] == {"code": "tblite"}

@@ -95,6 +95,17 @@ def test_a_file_without_a_valid_label_among_others_is_left_out(tmp_path: Path) -
     assert "empty holds no labelled frame" in str(report)
 
 
+def test_many_files_without_a_frame_are_one_remark(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text(vasprun(SETTLED))
+    empty = [tmp_path / f"empty{number}" for number in range(20)]
+    for path in empty:
+        path.mkdir()
+    report, _ = read(tmp_path / "a.xml", *empty)
+    assert list(report.told.values()) == [20]
+    assert "empty0 holds no labelled frame" in str(report)
+    assert str(report).endswith(" (20 times)")
+
+
 @pytest.mark.parametrize(
     "start",
     [

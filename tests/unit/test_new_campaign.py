@@ -96,6 +96,7 @@ def test_crystals_are_repeated_and_slabs_in_the_plane_only(files: Path) -> None:
         ("salt.cif", "tblite", [], "molecule", "--kind molecule: the structures have cells"),
         ("methane.xyz", "tblite", [], "bulk", "--kind bulk: the structures have no cell"),
         ("none.xyz", "tblite", [], None, "none.xyz: no such file"),
+        (".", "tblite", [], None, ": is a folder; give files of structures"),
         (None, "tblite", ["O"], None, "--elements O: no crystal of it is known"),
         (None, "tblite", ["Na", "Cl"], None, "--structure: give files, or one element"),
     ],

@@ -12,6 +12,7 @@ import pytest
 
 from dpstream.inputs.read_labelled import _size, read_labelled
 from dpstream.inputs.reading import patterns
+from dpstream.inputs.reading.deepmd_systems import systems_in
 from dpstream.inputs.reading.patterns import find_files, find_grouped, folders
 from dpstream.shared.errors import SpecError
 
@@ -91,9 +92,12 @@ def locked(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_folder_that_may_not_be_read_is_passed_over_and_told(tree: Path, locked: Path) -> None:
     assert "conf/b.2/POSCAR" in found("conf/**/POSCAR", tree)
+    skipped: list[Path] = []
+    assert locked not in folders(tree / "conf", skipped.append)
+    assert skipped == [locked]
     told: list[str] = []
-    assert locked not in folders(tree / "conf", told.append)
-    assert told == [f"{locked} may not be read and is passed over"]
+    assert systems_in(tree / "conf", told.append) == []
+    assert told == [f"passed over, because it may not be read: {locked}"]
 
 
 def test_a_tree_of_very_many_files_is_one_error(

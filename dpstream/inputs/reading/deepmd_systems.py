@@ -32,7 +32,12 @@ class TypeNames(NamedTuple):
 def systems_in(folder: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
     """DeePMD-kit's systems in a folder, at any depth, behind links too; each folder once. Folders
     that may not be read are told."""
-    return [each for each in folders(folder, tell) if (each / "type.raw").exists()]
+    locked: list[Path] = []
+    systems = [each for each in folders(folder, locked.append) if (each / "type.raw").exists()]
+    if locked:
+        others = f" (and {len(locked) - 1} more)" if locked[1:] else ""
+        tell(f"passed over, because it may not be read: {locked[0]}{others}")
+    return systems
 
 
 def files_of(system: Path) -> Iterator[Path]:

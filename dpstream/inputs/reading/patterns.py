@@ -82,9 +82,9 @@ def is_hidden(path: Path) -> bool:
     return path.name.startswith(".")
 
 
-def folders(start: Path, tell: Callable[[str], None] = lambda text: None) -> Iterator[Path]:
+def folders(start: Path, skipped: Callable[[Path], None] = lambda folder: None) -> Iterator[Path]:
     """`start` and all folders below it that are not hidden, behind links too; each once, in natural
-    order. One that may not be read is passed over, which is told. Raises `SpecError` if there are
+    order. `skipped` is called with those that may not be read. Raises `SpecError` if there are
     more than `MOST_ENTRIES` files and folders."""
     seen: set[str] = set()
     waiting, entries = [start], 0
@@ -97,7 +97,7 @@ def folders(start: Path, tell: Callable[[str], None] = lambda text: None) -> Ite
         try:
             inside = list(os.scandir(folder))
         except PermissionError:
-            tell(f"{folder} may not be read and is passed over")
+            skipped(folder)
             continue
         entries += len(inside)
         if entries > MOST_ENTRIES:
