@@ -33,6 +33,7 @@ from dpstream.dpgen.stages import (
 )
 from dpstream.dpgen.templates import account_job, template_differences
 from dpstream.dpgen.training import read_training
+from dpstream.inputs.reading.ase_files import POSCAR_FORMS
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.errors import shown, validated
 
@@ -195,7 +196,7 @@ def _system(param: RunParam, patterns: list[str], places: Places) -> Json:
     patterns = [re.sub(r"\*\*+", "*", pattern) for pattern in patterns]
     paths = [places.place(pattern, param.sys_configs_prefix) for pattern in patterns]
     known = all(ASE_KNOWS.search(Path(path).name) for path in paths)
-    plain = param.sys_format in ("vasp/poscar", "poscar", "vasp/contcar", "contcar") and known
+    plain = param.sys_format in POSCAR_FORMS and known
     return {
         "structures": paths,
         **({"periodic": False} if param.model_devi_nopbc else {}),

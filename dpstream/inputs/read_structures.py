@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from dpstream.inputs.reading.ase_files import read_ase
+from dpstream.inputs.reading.ase_files import parsed, read_ase
 from dpstream.inputs.reading.patterns import inside
-from dpstream.inputs.reading.poscars import parsed
 from dpstream.inputs.reading.recognise import ase_format, unpacked
 from dpstream.inputs.structure_faults import WrongLine
 from dpstream.shared.errors import SpecError

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from ase.data import atomic_numbers
 
+from dpstream.inputs.reading.recognise import COMPRESSED
 from dpstream.shared.errors import SpecError
 
 XYZ = (".xyz", ".extxyz")
-COMPRESSED = (".gz", ".bz2", ".xz")
 POSCAR = ("POSCAR", "CONTCAR")
 PLAIN = re.compile(r"Properties=\"?species:S:1:pos:R:3")
 """Lines of extended xyz that begin as those of plain xyz."""

@@ -103,7 +103,7 @@ class Scope(Protocol):
 
     @property
     def periodic(self) -> bool:
-        """Whether it labels periodic frames, including their virial."""
+        """Whether it labels periodic frames; settings may leave out their virial."""
 
     @property
     def electronic(self) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dpstream.inputs.reading.lammps_data import check_has_elements, elements_of_types
 from dpstream.inputs.reading.patterns import inside
-from dpstream.inputs.reading.poscars import are_several, read_several
+from dpstream.inputs.reading.poscars import are_several, one_by_one
 from dpstream.inputs.reading.recognise import ase_format, plainly_named, unpacked
 from dpstream.inputs.reading.site_occupancy import check_occupancy
 from dpstream.inputs.structure_faults import XYZ, WrongLine, fault_in, line_after
@@ -44,7 +45,8 @@ def _read(path: Path, known: Mapping[str, str]) -> list[Any]:
     import ase.io
 
     if known.get("format") == "vasp" and are_several(path.read_text(errors="replace")):
-        return list(read_several(path.read_text(errors="replace")))
+        several = one_by_one(path.read_text(errors="replace"))
+        return [parsed(text, "vasp", f"line {line}") for line, text in several]
     if known.get("format") == "lammps-data":
         check_has_elements(path.read_text(errors="replace"))
     is_xyz = known.get("format") == "extxyz"
@@ -63,6 +65,17 @@ def _read(path: Path, known: Mapping[str, str]) -> list[Any]:
     for atoms in frames:
         check_occupancy(atoms)
     return frames
+
+
+def parsed(text: str, form: str, where: str) -> Any:
+    """One structure in ASE's format `form`, as `ase.Atoms`. Raises `SpecError` with `where`."""
+    from ase.io import read
+
+    try:
+        return read(io.StringIO(text), format=form)
+    except Exception as error:  # ASE's readers raise many kinds
+        reason = " ".join(str(error).split())
+        raise SpecError(f"{where}: cannot be read as a structure: {reason}") from error
 
 
 def read_dpdata(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from dpstream.inputs.reading.recognise import PATTERNS, POSCAR
 from dpstream.shared.errors import SpecError
@@ -20,15 +18,16 @@ def are_several(text: str) -> bool:
     return PATTERNS[POSCAR].match("\n".join([*rest, ""])) is not None
 
 
-def read_several(text: str) -> Iterator[Any]:
-    """Each structure as `ase.Atoms`. Raises `SpecError` naming the line of one that is none."""
+def one_by_one(text: str) -> Iterator[tuple[int, str]]:
+    """The text of each POSCAR and the line that it begins in, from 1. Raises `SpecError` naming the
+    line of one that is none."""
     lines, start = text.splitlines(), 0
     while any(line.strip() for line in lines[start:]):
         try:
             end = _end(lines, start)
         except (IndexError, ValueError) as error:
             raise SpecError(f"line {start + 7}: must be numbers of atoms") from error
-        yield parsed("\n".join(lines[start:end]) + "\n", "vasp", f"line {start + 1}")
+        yield start + 1, "\n".join(lines[start:end]) + "\n"
         start = end
 
 
@@ -37,13 +36,3 @@ def _end(lines: Sequence[str], start: int) -> int:
     dynamics."""
     atoms = sum(int(word) for word in lines[start + 6].split())
     return start + 8 + atoms + (lines[start + 7][:1] in "sS")
-
-
-def parsed(text: str, form: str, where: str) -> Any:
-    from ase.io import read
-
-    try:
-        return read(io.StringIO(text), format=form)
-    except Exception as error:  # ASE's readers raise many kinds
-        reason = " ".join(str(error).split())
-        raise SpecError(f"{where}: cannot be read as a structure: {reason}") from error

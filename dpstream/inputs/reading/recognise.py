@@ -29,7 +29,8 @@ SMALL = 256 * 1024**2
 """Bytes that any compressed file may unpack to."""
 CHUNK = 1024**2
 SPECIAL = "[]*?#"
-SUFFIXES = (".gz", ".bz2", ".xz")
+COMPRESSED = (".gz", ".bz2", ".xz")
+"""Suffixes of compressed files."""
 HDF5 = "DeePMD-kit HDF5"
 EXTXYZ = "extxyz"
 POSCAR = "POSCAR"
@@ -123,7 +124,7 @@ def plainly_named(path: Path) -> Iterator[Path]:
 
 
 def _without_suffix(name: str) -> str:
-    return next((name.removesuffix(s) for s in SUFFIXES if name.endswith(s)), name)
+    return next((name.removesuffix(s) for s in COMPRESSED if name.endswith(s)), name)
 
 
 def ase_format(path: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from dpstream.shared.errors import SpecError
 LIMITS = AcceptanceLimits(min_distance=0.0, max_force=np.inf, virial=False)
 """Short distances and large forces may be meant: they are warned of, not refused."""
 DEEPMD = "DeePMD-kit"
-FULL_OF_DATA = ("traj", "db", "json", "xyz", "bundle")
+FULL_OF_DATA = ("traj", "db", "json", "xyz")
 """Suffixes of ASE's own formats, which hold results and no record of iterations."""
 UNKNOWN_PROGRAM = "whether the iterations converged is not checked in this format"
 NO_CELL = "the virial of a frame without periodic cell is not read"
@@ -64,7 +64,7 @@ class Taken:
 
 @dataclass
 class SetCount:
-    """What became of the frames of one file or folder. `left_out`: numbers by rule; `example`: the
+    """What became of the frames of one file or folder. `left_out`: numbers by rule; `examples`: the
     first frame of each rule; `told`: numbers of frames by remark; `energies`: kinds of energies."""
 
     format: str = ""

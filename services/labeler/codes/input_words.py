@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 QUOTED = re.compile(r'"[^"]*"')
 
@@ -53,9 +54,10 @@ def refuse(given: Mapping[str, str], owned: Mapping[str, str]) -> None:
             raise ValueError(f"{name}: remove it; {remedy}")
 
 
-def is_true(value: str) -> bool:
-    """Whether a logical is true as Fortran reads it: `.TRUE.`, `T`, `.t.`…"""
-    return value.lower().lstrip(". ").startswith("t")
+def is_true(value: Any) -> bool:
+    """Whether a logical, as text or as Python's, is true as Fortran reads it: `.TRUE.`, `T`, `.t.`…
+    Quotes around it are ignored."""
+    return str(value).lower().lstrip(". '\"").startswith("t")
 
 
 def number_of(value: str, default: float) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dpstream.services.labeler.codes.input_words import is_true
 from dpstream.shared.atoms.frames import Frame
 
 Namelist = dict[str, bool | int | float | str]
@@ -127,11 +128,6 @@ def without_stress(settings: Mapping[str, Any]) -> str | None:
 def needs_mesh(system: Namelist) -> bool:
     """Whether pw.x refuses `K_POINTS gamma`, with which it computes real wave functions."""
     return is_true(system.get("noncolin")) or _word(system, "occupations").startswith("tetrahedra")
-
-
-def is_true(value: Any) -> bool:
-    """Whether a value is true as Fortran reads it: `.true.`, `.T.`, `t`…"""
-    return str(value).lower().strip("'\" .").startswith("t")
 
 
 def _word(values: Mapping[str, Any], key: str) -> str:
