@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -75,29 +76,33 @@ def test_two_stars_are_any_depth_behind_links_too_and_each_folder_once(tree: Pat
     assert len(list(folders(tree / "elsewhere"))) == 3, "a link back does not end in a circle"
 
 
-@pytest.fixture
-def locked(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that may not be read; for root, who runs tests in containers, there is none."""
-    scan: Callable[..., Any] = os.scandir
-    path = tree / "conf/a"
-
-    def scandir(folder: Any = ".") -> Any:
-        if folder == path:
-            raise PermissionError(13, "Permission denied", str(folder))
-        return scan(folder)
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    return path
+@contextmanager
+def as_user() -> Iterator[None]:
+    """Not as root, who may read everything."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
 
 
-def test_a_folder_that_may_not_be_read_is_passed_over_and_told(tree: Path, locked: Path) -> None:
-    assert "conf/b.2/POSCAR" in found("conf/**/POSCAR", tree)
-    skipped: list[Path] = []
-    assert locked not in folders(tree / "conf", skipped.append)
-    assert skipped == [locked]
-    told: list[str] = []
-    assert systems_in(tree / "conf", told.append) == []
-    assert told == [f"passed over, because it may not be read: {locked}"]
+@pytest.mark.parametrize("mode", [0o000, 0o644], ids=["closed", "listed-only"])
+def test_a_folder_that_may_not_be_read_is_passed_over_and_told(mode: int) -> None:
+    with TemporaryDirectory() as name:
+        tree, locked = Path(name), Path(name) / "conf/a"
+        for each in ("a", "b"):
+            (tree / "conf" / each).mkdir(parents=True)
+            (tree / "conf" / each / "type.raw").write_text("0\n")
+        tree.chmod(0o755)
+        locked.chmod(mode)
+        told: list[str] = []
+        with as_user():
+            assert found("conf/**/type.raw", tree) == ["conf/b/type.raw"]
+            assert systems_in(tree / "conf", told.append) == [tree / "conf/b"]
+        assert told == [f"passed over, because it may not be read: {locked}"]
+        locked.chmod(0o755)
 
 
 def test_a_tree_of_very_many_files_is_one_error(

@@ -94,9 +94,8 @@ def folders(start: Path, skipped: Callable[[Path], None] = lambda folder: None) 
         if real in seen or not os.path.isdir(folder):
             continue
         seen.add(real)
-        try:
-            inside = list(os.scandir(folder))
-        except PermissionError:
+        inside = _listed(folder)
+        if inside is None:
             skipped(folder)
             continue
         entries += len(inside)
@@ -107,6 +106,14 @@ def folders(start: Path, skipped: Callable[[Path], None] = lambda folder: None) 
         waiting += sorted(
             (each for each in below if not is_hidden(each)), key=natural, reverse=True
         )
+
+
+def _listed(folder: Path) -> list[os.DirEntry[str]] | None:
+    """What is in a folder; None if it may not be listed or its files may not be reached."""
+    try:
+        return list(os.scandir(folder)) if os.access(folder, os.X_OK, effective_ids=True) else None
+    except PermissionError:
+        return None
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
