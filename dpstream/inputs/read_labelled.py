@@ -22,7 +22,7 @@ from dpstream.inputs.reading.ase_files import one_line
 from dpstream.inputs.reading.deepmd_systems import files_of, systems_in
 from dpstream.inputs.reading.found import KIND_WORDS, RULE_WORDS, EnergyKind
 from dpstream.inputs.reading.outputs import ABACUS_LOG
-from dpstream.inputs.reading.patterns import find_grouped, folders
+from dpstream.inputs.reading.patterns import find_grouped, folders, passed_over
 from dpstream.inputs.reading.recognise import UNPACKED, is_packed
 from dpstream.inputs.reading.sets import SetCount, SetOptions, Taken, check_one_energy, read_set
 from dpstream.shared.atoms.frames import WEIGHTS, Frame, FrameLabel
@@ -135,7 +135,8 @@ def _read_source(
     source: str | LabelledSet, folder: Path, type_map: Sequence[str], key: str
 ) -> tuple[SourceReport, list[Imported]]:
     given = LabelledSet(file=source) if isinstance(source, str) else source
-    paths, inside = find_grouped(given.file, folder, key)
+    locked: list[Path] = []
+    paths, inside = find_grouped(given.file, folder, key, locked.append)
     arguments = {
         "paths": {str(path): str(_absolute(path)) for path in paths},
         "inside": inside,
@@ -149,7 +150,9 @@ def _read_source(
         with errors_at(f"{key}: {given.file}", SpecError):
             parser, limits = _parser(_reads(paths, folder)), _limits(sum(map(_size, paths)))
         records = parser.records("labelled", arguments, limits)
-        return _report(records), list(map(_imported, records[1:]))
+        report = _report(records)
+        told = {**report.told, **passed_over(locked)}
+        return report.model_copy(update={"told": told}), list(map(_imported, records[1:]))
     except (Unreadable, ParserFailed) as error:
         if isinstance(error, Unreadable) and error.kind == "SpecError":
             raise SpecError(error.reason) from error

@@ -14,7 +14,7 @@ import pytest
 from dpstream.inputs.read_labelled import _size, read_labelled
 from dpstream.inputs.reading import patterns
 from dpstream.inputs.reading.deepmd_systems import systems_in
-from dpstream.inputs.reading.patterns import find_files, find_grouped, folders
+from dpstream.inputs.reading.patterns import find_files, find_grouped, folders, passed_over
 from dpstream.shared.errors import SpecError
 
 FILES = (
@@ -98,10 +98,14 @@ def test_a_folder_that_may_not_be_read_is_passed_over_and_told(mode: int) -> Non
         tree.chmod(0o755)
         locked.chmod(mode)
         told: list[str] = []
+        skipped: list[Path] = []
         with as_user():
             assert found("conf/**/type.raw", tree) == ["conf/b/type.raw"]
+            find_grouped("conf/**/type.raw", tree, "key", skipped.append)
             assert systems_in(tree / "conf", told.append) == [tree / "conf/b"]
         assert told == [f"passed over, because it may not be read: {locked}"]
+        assert skipped == [locked]
+        assert list(passed_over([locked, locked, tree])) == [f"{told[0]} (and 1 more)"]
         locked.chmod(0o755)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpstream.inputs.reading.found import FoundFrame, results
-from dpstream.inputs.reading.patterns import folders, inside
+from dpstream.inputs.reading.patterns import folders, inside, passed_over
 from dpstream.shared.atoms.frames import PARAMETERS, WEIGHTS, Frame
 from dpstream.shared.errors import SpecError
 
@@ -34,9 +34,8 @@ def systems_in(folder: Path, tell: Callable[[str], None] = lambda text: None) ->
     that may not be read are told."""
     locked: list[Path] = []
     systems = [each for each in folders(folder, locked.append) if (each / "type.raw").exists()]
-    if locked:
-        others = f" (and {len(locked) - 1} more)" if locked[1:] else ""
-        tell(f"passed over, because it may not be read: {locked[0]}{others}")
+    for remark in passed_over(locked):
+        tell(remark)
     return systems
 
 

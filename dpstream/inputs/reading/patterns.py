@@ -17,14 +17,20 @@ from pathlib import Path
 from dpstream.shared.errors import SpecError
 
 ANY_DEPTH = "**"
+Skipped = Callable[[Path], None]
+"""Called with each folder that may not be read."""
 MOST_ENTRIES = 1_000_000
 """Files and folders below one folder that are looked at; a run of DP-GEN may have many."""
 
 
-def find_files(pattern: str, folder: Path, key: str) -> list[Path]:
+def _unsaid(folder: Path) -> None:
+    pass
+
+
+def find_files(pattern: str, folder: Path, key: str, skipped: Skipped = _unsaid) -> list[Path]:
     """Files and folders that `pattern` names, relative to `folder`, in natural order. The name of
-    an existing file is no pattern, whatever its characters. Raises `SpecError` naming `key` if
-    there are none."""
+    an existing file is no pattern, whatever its characters. `skipped` is called with folders that
+    may not be read. Raises `SpecError` naming `key` if there are none."""
     base = Path(pattern).expanduser()
     if base.is_absolute():
         folder, pattern = Path(base.anchor), str(base.relative_to(base.anchor))
@@ -34,7 +40,7 @@ def find_files(pattern: str, folder: Path, key: str) -> list[Path]:
     try:
         if exact.exists():
             return [exact]
-        matches = sorted(set(_matches(folder, Path(pattern).parts)), key=natural)
+        matches = sorted(set(_matches(folder, Path(pattern).parts, skipped)), key=natural)
     except (ValueError, OSError, SpecError) as error:
         reason = " ".join(str(error).split())
         raise SpecError(f"{key}: {pattern!r}: {reason}") from error
@@ -51,13 +57,15 @@ def find_one(pattern: str, folder: Path, key: str) -> Path:
     return path
 
 
-def find_grouped(name: str, folder: Path, key: str) -> tuple[list[Path], str]:
+def find_grouped(
+    name: str, folder: Path, key: str, skipped: Skipped = _unsaid
+) -> tuple[list[Path], str]:
     """As `find_files`, with the group inside the files: `data.hdf5#/group`. A file whose name
     contains # is taken by its name."""
     if "#" not in name or (folder / Path(name).expanduser()).exists():
-        return find_files(name, folder, key), ""
+        return find_files(name, folder, key, skipped), ""
     file, _, inside = name.partition("#")
-    return find_files(file, folder, key), inside
+    return find_files(file, folder, key, skipped), inside
 
 
 def natural(path: Path) -> tuple[tuple[tuple[int, int | str], ...], str]:
@@ -66,25 +74,25 @@ def natural(path: Path) -> tuple[tuple[tuple[int, int | str], ...], str]:
     return tuple((0, int(w)) if w.isdecimal() else (1, w) for w in words), str(path)
 
 
-def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+def _matches(folder: Path, parts: Sequence[str], skipped: Skipped) -> Iterator[Path]:
     if ANY_DEPTH not in parts:
         names = glob.glob(os.path.join(*parts), root_dir=folder)
         yield from (folder / name for name in names)
         return
     at = parts.index(ANY_DEPTH)
     rest = parts[at + 1 :] or ("*",)
-    for start in _matches(folder, parts[:at]) if at else [folder]:
-        for inside in folders(start):
-            yield from _matches(inside, rest)
+    for start in _matches(folder, parts[:at], skipped) if at else [folder]:
+        for inside in folders(start, skipped):
+            yield from _matches(inside, rest, skipped)
 
 
 def is_hidden(path: Path) -> bool:
     return path.name.startswith(".")
 
 
-def folders(start: Path, skipped: Callable[[Path], None] = lambda folder: None) -> Iterator[Path]:
+def folders(start: Path, skipped: Skipped = _unsaid) -> Iterator[Path]:
     """`start` and all folders below it that are not hidden, behind links too; each once, in natural
-    order. `skipped` is called with those that may not be read. Raises `SpecError` if there are
+    order. Those that may not be read are passed over. Raises `SpecError` if there are
     more than `MOST_ENTRIES` files and folders."""
     seen: set[str] = set()
     waiting, entries = [start], 0
@@ -106,6 +114,14 @@ def folders(start: Path, skipped: Callable[[Path], None] = lambda folder: None) 
         waiting += sorted(
             (each for each in below if not is_hidden(each)), key=natural, reverse=True
         )
+
+
+def passed_over(locked: Sequence[Path]) -> dict[str, int]:
+    """The remark on folders that may not be read, as a table of remarks with their numbers; empty
+    without such folders."""
+    distinct = list(dict.fromkeys(locked))
+    others = f" (and {len(distinct) - 1} more)" if distinct[1:] else ""
+    return {f"passed over, because it may not be read: {each}{others}": 1 for each in distinct[:1]}
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]] | None:
