@@ -978,7 +978,8 @@ class AmendmentRefused(Event):
 
 
 class PlanChanged(Event):
-    """A plan is in force from now on; the plan itself is the manifest frozen just before."""
+    """A plan is in force from now on; the plan itself is the manifest frozen just before. The
+    message states what follows, so that the ledger replays without the rules that found it."""
 
     PUBLISHERS = LEDGER_ONLY
     type: Literal["plan-changed/1"] = "plan-changed/1"
@@ -988,6 +989,21 @@ class PlanChanged(Event):
     plan: Ref
     changes: tuple[str, ...] = Field(description="what differs from the plan before")
     effects: tuple[str, ...] = Field(default=(), description="what is done again, or given up")
+    order: tuple[str, ...] = Field(description="names of the stages, in the user's order")
+    reopened: tuple[int, ...] = Field(
+        default=(), description="indices of ended stages that are judged again"
+    )
+    leaves: bool = Field(default=False, description="the running stage is dropped")
+    enters: bool = Field(default=False, description="the next stage of the plan begins")
+    gives_up_round: bool = Field(default=False, description="the running round is given up")
+    starts_anew: bool = Field(
+        default=False, description="passed rounds of the running stage no longer count"
+    )
+    trains_final_again: bool = False
+    verifies_again: bool = False
+    trains_from_scratch: bool = Field(
+        default=False, description="the next training is from scratch"
+    )
 
     def describe(self) -> str:
         return f"plan {self.number} by {self.author or 'an operator'}: {'; '.join(self.changes)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -273,6 +274,21 @@ class Amended:
     @property
     def trains_from_scratch(self) -> bool:
         return changes_below(self.state.spec, self.given, *ARCHITECTURE)
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """The fields of `PlanChanged` that the state follows."""
+        return {
+            "order": self.order,
+            "reopened": tuple(sorted(self.reopened)),
+            "leaves": self.leaves,
+            "enters": self.running is None,
+            "gives_up_round": self.gives_up_round,
+            "starts_anew": self.starts_anew,
+            "trains_final_again": self.trains_final_again,
+            "verifies_again": self.verifies_again,
+            "trains_from_scratch": self.trains_from_scratch,
+        }
 
     @property
     def changes(self) -> list[str]:

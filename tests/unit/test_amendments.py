@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from dpstream.services.coordinator.amendment import Amended
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.overview import headline
@@ -235,6 +236,25 @@ def test_a_doubled_amendment_is_not_even_ledgered() -> None:
     assert decide(before, event) == (before, ())
     campaign.run()
     assert decide(campaign.state, event) == (campaign.state, ())
+
+
+def test_a_ledger_replays_without_the_rules_that_found_the_outcome(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of = spec(mode="streaming")
+    campaign = campaign_of()
+    campaign.until(lambda state: state.candidates.pool)
+    stricter = changed(of, trust={"low": 0.05}, training={"members": 4})
+    campaign.deliver(amendment(stricter))
+    campaign.until(lambda state: state.exploration.stage.index == 1 and state.exploration.round)
+    campaign.deliver(amendment(without_stage(stricter, "hot"), follows=2))
+    outcomes = campaign.decisions(m.PlanChanged)
+    assert [each.gives_up_round for each in outcomes] == [True, True]
+    assert [each.leaves for each in outcomes] == [False, True]
+    assert outcomes[0].trains_from_scratch
+    for name in outcomes[0].model_dump().keys() & vars(Amended).keys():
+        monkeypatch.delattr(Amended, name)
+    assert replayed(of, campaign.ledger).dumps() == campaign.state.dumps()
 
 
 @examples(6, usual=3)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from immutables import Map
 
-from dpstream.services.coordinator.amendment import Amended
 from dpstream.services.coordinator.apply.labels import request_labels
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import (
@@ -49,33 +48,30 @@ def plan_frozen(state: State, decision: m.ManifestFrozen) -> State:
 
 def plan_changed(state: State, decision: m.PlanChanged) -> State:
     event = next(each for each in state.plan.asked if each.id == decision.amendment)
-    amended = Amended.by(state, event)
     assert state.plan.upcoming is not None
     changed = replace(
         state,
         spec=state.plan.upcoming,
-        plan=_in_force(state.plan, amended, decision, event),
+        plan=_in_force(state.plan, decision, event),
         submitted=_with_inputs(state.submitted, event, decision),
         finished=None,
-        final=_final(state.final, amended),
+        final=_final(state.final, decision),
         committee=replace(
             state.committee,
-            force_cold=state.committee.force_cold or amended.trains_from_scratch,
+            force_cold=state.committee.force_cold or decision.trains_from_scratch,
         ),
-        candidates=_candidates(state.candidates, amended),
+        candidates=_candidates(state.candidates, decision),
     )
-    changed = replace(changed, exploration=_exploration(changed, amended))
+    changed = replace(changed, exploration=_exploration(changed, decision))
     return request_labels(changed, (KnownFrame(ref, "initial") for ref in event.frames))
 
 
-def _in_force(
-    plan: PlanState, amended: Amended, decision: m.PlanChanged, event: m.CampaignAmended
-) -> PlanState:
+def _in_force(plan: PlanState, decision: m.PlanChanged, event: m.CampaignAmended) -> PlanState:
     record = PlanRecord(decision.number, decision.author, event.time, decision.changes)
     return replace(
         _answered(plan, event.id),
         number=decision.number,
-        order=amended.order,
+        order=decision.order,
         records=(*plan.records, record),
         upcoming=None,
     )
@@ -95,38 +91,38 @@ def _with_inputs(
     return submitted.model_copy(update=update)
 
 
-def _final(final: FinalState, amended: Amended) -> FinalState:
-    if amended.trains_final_again:
+def _final(final: FinalState, decision: m.PlanChanged) -> FinalState:
+    if decision.trains_final_again:
         return FinalState()
-    return FinalState(model=final.model) if amended.verifies_again else final
+    return FinalState(model=final.model) if decision.verifies_again else final
 
 
-def _candidates(candidates: CandidateState, amended: Amended) -> CandidateState:
+def _candidates(candidates: CandidateState, decision: m.PlanChanged) -> CandidateState:
     """What no longer counts leaves the pool, or is judged again."""
-    if amended.leaves:
+    if decision.leaves:
         pool, stale = offered(candidates.pool), offered(candidates.stale)
         return replace(candidates, pool=pool, added=0, stale=stale)
-    if amended.gives_up_round:
+    if decision.gives_up_round:
         stale = candidates.stale.update(candidates.pool)
         return replace(candidates, pool=Map(), added=0, stale=stale)
     return candidates
 
 
-def _exploration(changed: State, amended: Amended) -> ExplorationState:
+def _exploration(changed: State, decision: m.PlanChanged) -> ExplorationState:
     exploration = changed.exploration
     planned, stage = set(changed.planned), exploration.stage
     ended = tuple(
         each
         for each in exploration.ended
-        if each.stage in planned and each.stage not in amended.reopened
+        if each.stage in planned and each.stage not in decision.reopened
     )
-    left = exploration.left.set(str(stage.index), stage) if amended.leaves else exploration.left
+    left = exploration.left.set(str(stage.index), stage) if decision.leaves else exploration.left
     exploration = replace(exploration, ended=ended, left=left)
-    if amended.gives_up_round:
+    if decision.gives_up_round:
         exploration = replace(exploration, round=None, verdict=None)
-    if amended.running is None:
+    if decision.enters:
         return entered(replace(changed, exploration=exploration))
-    passed = 0 if amended.starts_anew else stage.passed
+    passed = 0 if decision.starts_anew else stage.passed
     return replace(exploration, stage=replace(stage, passed=passed))
 
 

@@ -50,6 +50,7 @@ def _put_in_force(decisions: Decisions, event: m.CampaignAmended) -> None:
         plan=ref,
         changes=tuple(amended.changes),
         effects=tuple(amended.effects()),
+        **amended.outcome,
     )
     if amended.new_trust and decisions.state.exploration.stage.trust is not None:
         set_trust(decisions, opening_trust(decisions.state)[0], f"by plan {number}")
