@@ -32,6 +32,7 @@ from tests.support.lossy_delivery import (
     replayed,
     resumed,
 )
+from tests.support.single_tasks import give_up
 from tests.support.soak import examples
 
 SEEDS = st.integers(0, 2**32)
@@ -352,6 +353,45 @@ def test_stages_after_a_stuck_one_wait_until_it_is_dropped() -> None:
     campaign.deliver(amendment(without_stage(longer, "cold"), follows=2))
     campaign.run(check_counters)
     assert {each.stage for each in campaign.decisions(m.Explore)} >= {1}
+
+
+# ------------------------------------------------------------------------- given up
+
+
+def paused_by(campaign: LossyDelivery, kind: type[m.Command]) -> m.Command:
+    """Runs until a task of this kind is published, and has it given up."""
+    campaign.until(lambda state: any(isinstance(each, kind) for each in campaign.commands))
+    command = campaign.hold(kind)[0]
+    give_up(campaign, command, permanent=True)
+    assert campaign.state.paused is not None
+    return command
+
+
+def test_a_final_training_that_was_given_up_is_not_resumed_under_another_plan() -> None:
+    campaign = campaign_of("lockstep", training={"members": 2})
+    campaign.until(lambda state: state.stages_over)
+    former = paused_by(campaign, m.Train)
+    assert isinstance(former, m.Train)
+    assert former.final
+    campaign.deliver(amendment(with_stage(campaign.state.spec, "hotter")))
+    count = len(campaign.issued)
+    campaign.deliver(m.TasksRetried(id="retry", campaign="world", time=2.0))
+    campaign.deliver(resumed())
+    state = campaign.run(check_counters)
+    assert former.task not in {each.task for each in campaign.issued[count:]}
+    assert state.final.model is not None
+    assert state.final.model.task != former.task
+    assert verdicts(state)["hotter"] == "converged"
+
+
+def test_an_audit_that_was_given_up_ends_with_its_round() -> None:
+    campaign = campaign_of()
+    former = paused_by(campaign, m.Audit)
+    campaign.deliver(amendment(changed(campaign.state.spec, trust={"low": 0.05})))
+    count = len(campaign.issued)
+    campaign.deliver(resumed())
+    assert former.task not in {each.task for each in campaign.issued[count:]}
+    assert campaign.run(check_counters).finished is not None
 
 
 # ------------------------------------------------------------------------- rules

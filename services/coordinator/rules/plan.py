@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dpstream.services.coordinator.amendment import Amended, is_between_rounds, objection, waits
 from dpstream.services.coordinator.decisions import Decisions, cancel, tasks_of
-from dpstream.services.coordinator.rules.lost_work import move_open_labels
+from dpstream.services.coordinator.rules.lost_work import ESSENTIAL, abandoned, move_open_labels
 from dpstream.services.coordinator.rules.trust import opening_trust, set_trust
 from dpstream.shared import messages as m
 from dpstream.shared.values import Ref, campaign_uri, stable_id
@@ -67,5 +67,12 @@ def _cancel_outdated(decisions: Decisions, amended: Amended) -> None:
         kinds += [m.Train] if amended.trains_final_again else []
         kinds += [m.Verify] if amended.verifies_again else []
     for kind in dict.fromkeys(kinds):
-        for task in tasks_of(decisions.state, kind, "open", "running"):
-            cancel(decisions, task, "the plan has changed")
+        _cancel_all(decisions, kind)
+
+
+def _cancel_all(decisions: Decisions, kind: type[m.Command]) -> None:
+    """Ends tasks of a kind, also those that `resume` or `retry` would issue again."""
+    given_up = [each for each in abandoned(decisions.state) if isinstance(each.command, kind)]
+    retried = given_up if issubclass(kind, ESSENTIAL) else []
+    for task in (*tasks_of(decisions.state, kind, "open", "running"), *retried):
+        cancel(decisions, task, "the plan has changed")
