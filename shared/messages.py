@@ -999,6 +999,9 @@ class PlanChanged(Event):
     starts_anew: bool = Field(
         default=False, description="passed rounds of the running stage no longer count"
     )
+    trains_again: bool = Field(
+        default=False, description="the running training, which had failed, is given up"
+    )
     trains_final_again: bool = False
     verifies_again: bool = False
     trains_from_scratch: bool = Field(

@@ -14,13 +14,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from dpstream.services.coordinator.records import replace
-from dpstream.services.coordinator.state import StageState, State
+from dpstream.services.coordinator.state import StageState, State, Task
 from dpstream.shared import messages as m
 from dpstream.shared.spec import AnyTrust, Spec, Stage, TrustLevels, expand_material
 from dpstream.shared.spec.amendment import (
+    changed_keys,
     changes_below,
     differences,
+    flat,
     is_at_any_time,
+    is_below,
     unchangeable,
 )
 from dpstream.shared.spec.errors import explain
@@ -262,6 +265,18 @@ class Amended:
         return () if after.is_stuck else after.ahead
 
     @property
+    def trains_again(self) -> bool:
+        """Whether the committee training under way, of which a member was given up, begins again by
+        the new settings. A limit on its time needs no new training."""
+        if not any(self._is_given_up(task) for task in self.state.tasks.values()):
+            return False
+        keys = changed_keys(flat(self.state.spec), flat(self.given))
+        return any(is_below(key, "training") and key != "training.max_hours" for key in keys)
+
+    def _is_given_up(self, task: Task) -> bool:
+        return task.status == "abandoned" and is_of_training(self.state, task)
+
+    @property
     def trains_final_again(self) -> bool:
         return bool(self.ahead) or changes_below(self.state.spec, self.given, "training")
 
@@ -285,6 +300,7 @@ class Amended:
             "enters": self.running is None,
             "gives_up_round": self.gives_up_round,
             "starts_anew": self.starts_anew,
+            "trains_again": self.trains_again,
             "trains_final_again": self.trains_final_again,
             "verifies_again": self.verifies_again,
             "trains_from_scratch": self.trains_from_scratch,
@@ -318,10 +334,18 @@ class Amended:
             yield f"the round of stage `{self._name}` starts again; what it found is judged again"
         if self.running is not None and self.running.passed and self.starts_anew:
             yield f"passed rounds of stage `{self._name}` no longer count"
+        if self.trains_again:
+            yield f"the training of committee {state.committee.training} begins again"
         if state.final.model is not None and self.trains_final_again:
             yield "the final model is trained again at the end"
         if self.trains_from_scratch and state.committee.version:
             yield "the next training starts from scratch"
+
+
+def is_of_training(state: State, task: Task) -> bool:
+    """Whether a task trains a member of the committee in training."""
+    command, version = task.command, state.committee.training
+    return isinstance(command, m.Train) and not command.final and command.version == version
 
 
 def _value(spec: Spec, key: str) -> float:

@@ -245,6 +245,11 @@ class CommitteeState:
         """Whether the newest committee was trained from scratch."""
         return self.cold_version == self.version
 
+    @property
+    def is_training_cold(self) -> bool:
+        """Whether the committee in training is trained from scratch."""
+        return self.cold_version == self.training
+
 
 # ------------------------------------------------------------------------------------ exploration
 

@@ -394,6 +394,40 @@ def test_an_audit_that_was_given_up_ends_with_its_round() -> None:
     assert campaign.run(check_counters).finished is not None
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_training_that_was_given_up_begins_again_by_new_settings(version: int) -> None:
+    campaign = campaign_of("lockstep", training={"members": 3, "warm": 0.5})
+    campaign.until(lambda state: state.committee.training == version)
+    former = paused_by(campaign, m.Train)
+    campaign.run()
+    trained = [c for c in campaign.issued if isinstance(c, m.Train) and c.version == version]
+    after = changed(campaign.state.spec, training={"batch_atoms": 64, "members": 2})
+    decided = campaign.deliver(amendment(after))
+    again = [each for each in decided if isinstance(each, m.Train)]
+    assert [each.member for each in again] == [0, 1]
+    assert {each.version for each in again} == {version}
+    assert {each.spec for each in again} == {campaign.state.submitted.spec}
+    assert not {each.task for each in again} & {each.task for each in trained}
+    assert f"the training of committee {version} begins again" in effects(campaign)
+    campaign.deliver(resumed())
+    assert former.task not in {each.task for each in campaign.commands}
+    state = campaign.run(check_counters)
+    assert len(campaign.decisions(m.ModelsReady)[version - 1].committee.models) == 2
+    assert state.finished is not None
+    assert replayed(spec(training={"members": 3, "warm": 0.5}), campaign.ledger).dumps() == (
+        state.dumps()
+    )
+
+
+def test_a_training_that_was_given_up_goes_on_with_more_time() -> None:
+    campaign = campaign_of("lockstep", training={"members": 2})
+    former = paused_by(campaign, m.Train)
+    campaign.deliver(amendment(changed(campaign.state.spec, training={"max_hours": 99.0})))
+    (again,) = [each for each in campaign.deliver(resumed()) if isinstance(each, m.Train)]
+    assert again.task == former.task
+    assert again.max_seconds == 99 * 3600
+
+
 # ------------------------------------------------------------------------- rules
 
 

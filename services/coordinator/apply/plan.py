@@ -13,6 +13,7 @@ from dpstream.services.coordinator.apply.labels import request_labels
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import (
     CandidateState,
+    CommitteeState,
     ExplorationState,
     FinalState,
     KnownFrame,
@@ -56,10 +57,7 @@ def plan_changed(state: State, decision: m.PlanChanged) -> State:
         submitted=_with_inputs(state.submitted, event, decision),
         finished=None,
         final=_final(state.final, decision),
-        committee=replace(
-            state.committee,
-            force_cold=state.committee.force_cold or decision.trains_from_scratch,
-        ),
+        committee=_committee(state.committee, decision),
         candidates=_candidates(state.candidates, decision),
     )
     changed = replace(changed, exploration=_exploration(changed, decision))
@@ -89,6 +87,14 @@ def _with_inputs(
         "frames": submitted.frames + event.frames,
     }
     return submitted.model_copy(update=update)
+
+
+def _committee(committee: CommitteeState, decision: m.PlanChanged) -> CommitteeState:
+    return replace(
+        committee,
+        force_cold=committee.force_cold or decision.trains_from_scratch,
+        training=None if decision.trains_again else committee.training,
+    )
 
 
 def _final(final: FinalState, decision: m.PlanChanged) -> FinalState:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from dpstream.services.coordinator.amendment import Amended, is_between_rounds, objection, waits
+from dpstream.services.coordinator.amendment import (
+    Amended,
+    is_between_rounds,
+    is_of_training,
+    objection,
+    waits,
+)
 from dpstream.services.coordinator.decisions import Decisions, cancel, tasks_of
 from dpstream.services.coordinator.rules.lost_work import ESSENTIAL, abandoned, move_open_labels
+from dpstream.services.coordinator.rules.training import start_training
 from dpstream.services.coordinator.rules.trust import opening_trust, set_trust
 from dpstream.shared import messages as m
 from dpstream.shared.values import Ref, campaign_uri, stable_id
@@ -37,6 +44,8 @@ def _put_in_force(decisions: Decisions, event: m.CampaignAmended) -> None:
     state = decisions.state
     amended = Amended.by(state, event)
     _cancel_outdated(decisions, amended)
+    if amended.trains_again:
+        _cancel_training(decisions)
     number, body = state.plan.number + 1, amended.spec.model_dump_json()
     name = f"{number}-{stable_id(body)[:8]}.json"  # an overtaken coordinator's may differ
     ref = Ref.to(campaign_uri(state.spec.name, "plans", name), body.encode())
@@ -55,6 +64,8 @@ def _put_in_force(decisions: Decisions, event: m.CampaignAmended) -> None:
     if amended.new_trust and decisions.state.exploration.stage.trust is not None:
         set_trust(decisions, opening_trust(decisions.state)[0], f"by plan {number}")
     move_open_labels(decisions)
+    if amended.trains_again and not decisions.state.stages_over:
+        start_training(decisions, again_cold=state.committee.is_training_cold)
 
 
 def _cancel_outdated(decisions: Decisions, amended: Amended) -> None:
@@ -68,6 +79,14 @@ def _cancel_outdated(decisions: Decisions, amended: Amended) -> None:
         kinds += [m.Verify] if amended.verifies_again else []
     for kind in dict.fromkeys(kinds):
         _cancel_all(decisions, kind)
+
+
+def _cancel_training(decisions: Decisions) -> None:
+    state = decisions.state
+    started = [*tasks_of(state, m.Train, "open", "running"), *abandoned(state)]
+    for task in started:
+        if is_of_training(state, task):
+            cancel(decisions, task, "the plan has changed")
 
 
 def _cancel_all(decisions: Decisions, kind: type[m.Command]) -> None:

@@ -68,6 +68,7 @@ def start_training(decisions: Decisions, again_cold: bool = False) -> None:
             m.Train,
             version,
             member,
+            *plan_identity(state),
             title=f"train committee {version}, member {member}",
             version=version,
             member=member,
@@ -169,7 +170,7 @@ def complete_committee(decisions: Decisions) -> None:
     judged = convergence.judge_training(state, current_trust(state))
     decisions.fact(m.TrainingJudged, committee.training, version=committee.training, **judged)
     if judged["verdict"] == "training-limited" and judged["lengthen"] > _lengthened(state):
-        start_training(decisions, again_cold=committee.cold_version == committee.training)
+        start_training(decisions, again_cold=committee.is_training_cold)
     else:
         _publish_committee(decisions)
 
