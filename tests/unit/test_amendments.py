@@ -14,6 +14,7 @@ from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.overview import headline
 from dpstream.shared import messages as m
+from dpstream.shared.codec import queue_of
 from dpstream.shared.spec import Spec
 from tests.support.amendments import (
     amendment,
@@ -529,6 +530,35 @@ def test_labels_that_no_worker_has_taken_move_to_the_new_workers() -> None:
     later = [c for c in campaign.issued if isinstance(c, m.Label) and c not in held]
     assert {each.capability for each in later} == {"tblite-big"}
     assert campaign.state.finished is not None
+
+
+def unserved(campaign: LossyDelivery) -> None:
+    """No worker serves the published label tasks, so that the campaign pauses."""
+    (held, *_) = campaign.hold(m.Label)
+    told = CampaignSimulator.envelope(held, "declined")
+    campaign.deliver(m.TaskDeclined(**told, worker="w", reason="no tblite"))
+    fields = {"campaign": "world", "time": 2.0, "queue": queue_of(held)}
+    campaign.deliver(m.WorkersMissing(id="missing", why="no worker", **fields))
+    assert campaign.state.paused == "no worker"
+
+
+def test_a_campaign_without_workers_goes_on_when_the_plan_names_others() -> None:
+    campaign = campaign_of("lockstep")
+    campaign.until(lambda state: state.exploration.round and state.alive(m.Label))
+    unserved(campaign)
+    campaign.deliver(amendment(changed(spec(), labels={"worker_class": "big"})))
+    assert campaign.state.paused is None
+    assert campaign.state.declined == {}
+    assert campaign.run(check_counters).finished is not None
+
+
+def test_other_workers_end_no_pause_that_an_operator_asked_for() -> None:
+    campaign = campaign_of("lockstep")
+    campaign.until(lambda state: state.exploration.round and state.alive(m.Label))
+    unserved(campaign)
+    campaign.deliver(m.CampaignPaused(id="stop", campaign="world", time=1.0, why="lunch"))
+    campaign.deliver(amendment(changed(spec(), labels={"worker_class": "big"})))
+    assert campaign.state.paused == "lunch"
 
 
 def test_the_next_training_has_the_new_number_of_members() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from immutables import Map
 
 from dpstream.services.coordinator.apply.labels import request_labels
+from dpstream.services.coordinator.apply.tasks import served
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import (
     CandidateState,
@@ -61,6 +62,9 @@ def plan_changed(state: State, decision: m.PlanChanged) -> State:
         candidates=_candidates(state.candidates, decision),
     )
     changed = replace(changed, exploration=_exploration(changed, decision))
+    former = state.spec.labels.capability
+    if former != changed.spec.labels.capability:
+        changed = served(changed, m.Label.QUEUE.format(former))
     return request_labels(changed, (KnownFrame(ref, "initial") for ref in event.frames))
 
 

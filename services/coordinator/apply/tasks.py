@@ -68,12 +68,13 @@ def task_claimed(state: State, event: m.TaskClaimed) -> State:
     task = current_task(state, event)
     if task is None or task.status == "running":
         return state
-    state = _served(state, queue_of(task.command))
+    state = served(state, queue_of(task.command))
     return state.with_task(replace(task, status="running"))
 
 
-def _served(state: State, queue: str) -> State:
-    """A worker serves the queue: a campaign that was paused for want of one continues."""
+def served(state: State, queue: str) -> State:
+    """A worker serves the queue, or the campaign needs none any more: if it was paused for want of
+    one, it continues."""
     declined = state.declined.get(queue)
     if declined is None:
         return state
