@@ -25,6 +25,7 @@ from dpstream.shared.spec.amendment import (
     is_at_any_time,
     is_below,
     unchangeable,
+    with_any_time,
 )
 from dpstream.shared.spec.errors import explain
 
@@ -51,7 +52,16 @@ def plan_in_force(state: State) -> Spec:
 def newest_plan(state: State) -> Spec:
     """The plan that the next amendment changes."""
     asked = state.plan.asked
-    return _spec_of(asked[-1]) if asked else plan_in_force(state)
+    if not asked:
+        return plan_in_force(state)
+    return _overtaken(state, asked[-1], state.plan.newest - 1)
+
+
+def _overtaken(state: State, event: m.CampaignAmended, behind: int) -> Spec:
+    """The plan of an amendment that comes into force behind plan number `behind`. If that is not
+    the plan that it followed, a later one that did not have to wait has overtaken it."""
+    spec = _spec_of(event)
+    return with_any_time(spec, plan_in_force(state)) if event.follows < behind else spec
 
 
 def objection(state: State, event: m.CampaignAmended) -> str | None:
@@ -108,7 +118,7 @@ def waits(state: State, event: m.CampaignAmended) -> bool:
     """Whether an amendment has to wait for the end of a round. `state`: before the event."""
     if is_between_rounds(state):
         return False
-    return bool(state.plan.asked) or not is_at_any_time(plan_in_force(state), _spec_of(event))
+    return not is_at_any_time(newest_plan(state), _spec_of(event))
 
 
 # ------------------------------------------------------------------------------ the next plan
@@ -125,7 +135,13 @@ class Amended:
 
     @staticmethod
     def by(state: State, event: m.CampaignAmended) -> Amended:
-        return Amended(state, _spec_of(event))
+        return Amended(state, _overtaken(state, event, state.plan.number))
+
+    @staticmethod
+    def overtaking(state: State, event: m.CampaignAmended) -> Amended:
+        """By an amendment that does not wait behind others: of the plans that wait, only what may
+        change at any time comes into force with it."""
+        return Amended(state, with_any_time(plan_in_force(state), _spec_of(event)))
 
     @property
     def order(self) -> tuple[str, ...]:

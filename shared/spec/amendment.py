@@ -85,6 +85,18 @@ def is_at_any_time(before: Spec, after: Spec) -> bool:
     return all(any(is_below(key, each) for each in AT_ANY_TIME) for key in changed)
 
 
+def with_any_time(spec: Spec, of: Spec) -> Spec:
+    """A plan with those values of another that may change at any time."""
+    for key in AT_ANY_TIME:
+        section, _, name = key.partition(".")
+        value = getattr(of, section)
+        if name:
+            update = {name: getattr(value, name)}
+            value = getattr(spec, section).model_copy(update=update)
+        spec = spec.model_copy(update={section: value})
+    return spec
+
+
 def changes_below(before: Spec, after: Spec, *sections: str) -> bool:
     """Whether anything in these sections changes."""
     changed = changed_keys(flat(before), flat(after))

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dpstream.services.coordinator.amendment import Amended
+from dpstream.services.coordinator.amendment import Amended, newest_plan
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.views.amendment import preview
 from dpstream.services.coordinator.views.overview import headline
 from dpstream.shared import messages as m
 from dpstream.shared.codec import queue_of
@@ -149,6 +150,7 @@ CHANGES: dict[str, Callable[[Spec], Spec]] = {
     "three in a row": lambda before: changed(before, convergence={"rounds": 3}),
     "another member": lambda before: changed(before, training={"members": 4}),
     "other workers": lambda before: changed(before, labels={"worker_class": "big"}),
+    "more attempts": lambda before: changed(before, max_attempts=before.max_attempts + 1),
     "no audit": lambda before: changed(before, audit={"per_round": 0}),
 }
 
@@ -520,6 +522,37 @@ def test_in_lockstep_workers_change_at_once() -> None:
     assert campaign.state.plan.number == 2
 
 
+def test_in_lockstep_workers_change_at_once_though_another_plan_waits() -> None:
+    campaign = campaign_of("lockstep")
+    campaign.until(lambda state: state.exploration.round)
+    first = changed(spec(), trust={"low": 0.05}, labels={"max_seconds": 77.0})
+    second = with_stage(first, "hotter")
+    urgent = changed(second, labels={"worker_class": "big"}, max_attempts=9)
+    for follows, plan in enumerate((first, second, urgent), start=1):
+        assert preview(campaign.state, amendment(plan, follows)).waits == (plan is not urgent)
+        campaign.deliver(amendment(plan, follows))
+    state = campaign.state
+    assert (state.plan.number, state.plan.newest) == (2, 4)
+    now = changed(spec(), max_attempts=9, labels={"worker_class": "big", "max_seconds": 77.0})
+    assert state.spec == now
+    assert newest_plan(state) == urgent
+    last = changed(urgent, budget={"labels": 500}, max_attempts=7)
+    campaign.deliver(amendment(last, follows=4))
+    campaign.until(lambda state: state.exploration.round is None)
+    assert (campaign.state.plan.number, campaign.state.plan.asked) == (5, ())
+    assert campaign.state.spec == last
+    assert [record.changes for record in campaign.state.plan.records] == [
+        (
+            "labels.max_seconds 3600.0 → 77.0",
+            'labels.worker_class null → "big"',
+            "max_attempts 3 → 9",
+        ),
+        ("trust.low 0.1 → 0.05",),
+        ("stage `hotter` added after `hot`: methane at 600 K",),
+        ("budget.labels 10000 → 500", "max_attempts 9 → 7"),
+    ]
+
+
 def test_labels_that_no_worker_has_taken_move_to_the_new_workers() -> None:
     campaign = campaign_of("streaming")
     campaign.until(lambda state: state.alive(m.Label) > 1)
@@ -548,7 +581,7 @@ def test_a_campaign_without_workers_goes_on_when_the_plan_names_others() -> None
     unserved(campaign)
     campaign.deliver(amendment(changed(spec(), labels={"worker_class": "big"})))
     assert campaign.state.paused is None
-    assert campaign.state.declined == {}
+    assert not campaign.state.declined
     assert campaign.run(check_counters).finished is not None
 
 

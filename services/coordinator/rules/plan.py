@@ -30,19 +30,21 @@ def answer_amendment(decisions: Decisions) -> None:
         decisions.fact(
             m.AmendmentRefused, event.id, amendment=event.id, author=event.author, why=why
         )
+    elif is_between_rounds(decisions.state):
+        change_plan(decisions)
     elif not waits(decisions.before, event):
-        _put_in_force(decisions, event)
+        _put_in_force(decisions, event, Amended.overtaking(decisions.state, event))
 
 
 def change_plan(decisions: Decisions) -> None:
     """Puts the plans in force that have waited for the end of a round."""
     while decisions.state.plan.asked and is_between_rounds(decisions.state):
-        _put_in_force(decisions, decisions.state.plan.asked[0])
+        event = decisions.state.plan.asked[0]
+        _put_in_force(decisions, event, Amended.by(decisions.state, event))
 
 
-def _put_in_force(decisions: Decisions, event: m.CampaignAmended) -> None:
+def _put_in_force(decisions: Decisions, event: m.CampaignAmended, amended: Amended) -> None:
     state = decisions.state
-    amended = Amended.by(state, event)
     _cancel_outdated(decisions, amended)
     if amended.trains_again:
         _cancel_training(decisions)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dpstream.services.coordinator.amendment import (
     Amended,
+    is_between_rounds,
     newest_plan,
     objection,
     waits,
@@ -33,9 +34,11 @@ def preview(state: State, event: CampaignAmended) -> Preview:
     why = objection(state, event)
     if why is not None:
         return Preview(refused=why)
-    amended = Amended.by(state, event)
+    has_to_wait = waits(state, event)
+    at_once = not has_to_wait and not is_between_rounds(state)
+    amended = Amended.overtaking(state, event) if at_once else Amended.by(state, event)
     changes, effects = tuple(amended.changes), tuple(amended.effects())
-    return Preview(None, changes, effects, waits(state, event))
+    return Preview(None, changes, effects, has_to_wait)
 
 
 def answer_to(messages: Iterable[Message], event: CampaignAmended) -> str | None:
