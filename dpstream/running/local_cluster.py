@@ -22,6 +22,7 @@ from dpstream.running.connection import say_it
 from dpstream.running.requests import RequestFolder
 from dpstream.services.coordinator.open_campaign import OpenCampaign
 from dpstream.services.coordinator.service import Coordinator
+from dpstream.services.coordinator.views.amendment import plan_to_amend
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.trainer.resources import MODELS, TrainerResources
@@ -33,7 +34,6 @@ from dpstream.shared.runtime.device import Device
 from dpstream.shared.runtime.process import WorkerPlan
 from dpstream.shared.runtime.scratch import private_folder
 from dpstream.shared.runtime.worker import Worker
-from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import stable_id
 
@@ -88,7 +88,7 @@ class LocalCluster:
         self.requests.clear()
         for service, count in {**self.workers, "judge": 1}.items():
             for number in range(count):
-                self._start_worker(service, number, open_campaign.state.spec)
+                self._start_worker(service, number, open_campaign)
         self._run("coordinator", self.coordinator.run, self.stopping)
         self._run("requests", self._take_requests, self.requests)
         return open_campaign
@@ -151,11 +151,11 @@ class LocalCluster:
             resources.close()
         self._leaving.close()
 
-    def _start_worker(self, service: str, number: int, spec: Spec) -> None:
+    def _start_worker(self, service: str, number: int, of: OpenCampaign) -> None:
         name = f"{service}-{number}"
         scratch = self.scratch / name
         scratch.mkdir()
-        plan = _plan(service, scratch, spec, self.device)
+        plan = _plan(service, scratch, of, self.device)
         self.resources_in_use.append(plan.resources)
         plan.resources.start()
         worker: Worker[Any] = Worker(
@@ -185,8 +185,10 @@ class LocalCluster:
         thread.start()
 
 
-def _plan(service: str, scratch: Path, spec: Spec, device: Device) -> WorkerPlan:
-    """All models are the user's own, so every model format is allowed."""
+def _plan(service: str, scratch: Path, of: OpenCampaign, device: Device) -> WorkerPlan:
+    """All models are the user's own, so every model format is allowed. Labelers also serve the plan
+    that waits for the end of a round."""
+    spec = of.state.spec
     if service == "trainer":
         training = TrainerResources(scratch, models=MODELS, device=device)
         return WorkerPlan(("train",), trainer.HANDLERS, training, unserved=trainer.unserved)
@@ -196,8 +198,9 @@ def _plan(service: str, scratch: Path, spec: Spec, device: Device) -> WorkerPlan
         exploring = ExplorerResources(scratch, formats=formats, device=device)
         return WorkerPlan(queues, explorer.HANDLERS, exploring, unserved=explorer.unserved)
     labeling = LabelerResources.for_local_run(scratch, spec.labels)
-    queue = f"label.{spec.labels.capability}"
-    return WorkerPlan((queue,), labeler.HANDLERS, labeling, unserved=labeler.unserved)
+    plans = spec, plan_to_amend(of.state)[1]
+    served = tuple(dict.fromkeys(f"label.{plan.labels.capability}" for plan in plans))
+    return WorkerPlan(served, labeler.HANDLERS, labeling, unserved=labeler.unserved)
 
 
 def _resume(campaign: str) -> CampaignResumed:

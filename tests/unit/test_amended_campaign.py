@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpstream.report.page import render
+from dpstream.running.local_cluster import LocalCluster
 from dpstream.services.coordinator.ledger.ledger import (
     Segment,
     begun_and_ended,
@@ -20,7 +21,10 @@ from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.services.coordinator.views.frames import History
 from dpstream.services.coordinator.views.overview import overview
 from dpstream.services.coordinator.views.why import why
+from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.labeler.resources import LabelerResources
 from dpstream.shared import messages as m
+from dpstream.shared.runtime.device import chosen
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.store.folder import FolderStore
@@ -28,6 +32,7 @@ from dpstream.shared.values import Ref
 from dpstream.terminal.status import figures
 from tests.support.amendments import amendment, announced, changed, verdicts, with_stage
 from tests.support.archived import whole_state
+from tests.support.campaign_simulator import submission
 from tests.support.coordinator import CoordinatorHarness, small
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
@@ -168,6 +173,26 @@ def test_a_crash_before_the_plan_is_stored_is_made_up_for(
     (plan,) = harness.store.list("campaigns/world/plans/")
     assert Spec.model_validate_json(harness.store.get(plan)) == plans()[0]
     assert verdicts(harness.finish()) == {"cold": "converged", "hotter": "converged"}
+
+
+def test_labelers_of_a_run_serve_the_plan_that_waits(
+    harness: CoordinatorHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_campaign = harness.submit(small())
+    while open_campaign.state.exploration.round is None:
+        harness.work()
+        harness.step()
+    monkeypatch.setattr(LabelerResources, "start", lambda self: None)
+    monkeypatch.setattr(ExplorerResources, "start", lambda self: None)
+    cluster = LocalCluster(tmp_path, {"labeler": 1}, chosen("cpu"))
+    after = changed(small(), trust={"low": 0.05}, labels={"worker_class": "big"})
+    try:
+        state = cluster.start(submission(small()), amendment(after)).state
+        assert state.plan.number == 1
+        (labeler,) = (each for each in cluster.crew if each.name == "labeler-0")
+        assert (labeler.queue, labeler.others) == ("label.tblite", ("label.tblite-big",))
+    finally:
+        cluster.stop()
 
 
 # ------------------------------------------------------------------------- not believed
