@@ -936,6 +936,12 @@ class CampaignPaused(Event):
     type: Literal["campaign-paused/1"] = "campaign-paused/1"
     why: str
     trace: str = ""
+    # Left out where it is False, as in the ledgers of earlier releases.
+    labels_fail: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="labels were rejected alike; resume requests them again",
+    )
 
 
 class CampaignResumed(Event):

@@ -160,6 +160,8 @@ class LabelState:
     `Rejected.kind`; None once a label was accepted, or is not waited for any longer."""
     failures_retried: bool = False
     """Whether such frames were requested again, after their rejections had paused the campaign."""
+    paused: bool = False
+    """Whether their rejections have paused the campaign, by the plan then in force."""
 
     @property
     def distrusted(self) -> tuple[str, ...]:

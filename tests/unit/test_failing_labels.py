@@ -19,6 +19,7 @@ from dpstream.shared import messages as m
 from dpstream.shared.runtime.device import chosen
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Rejected
+from tests.support.amendments import amendment, changed
 from tests.support.archived import frames_of
 from tests.support.campaign_simulator import CampaignSimulator, key, spec, submission
 from tests.support.coordinator import CoordinatorHarness, small
@@ -121,6 +122,22 @@ def test_after_mending_resume_labels_these_frames_too() -> None:
     initial = [each for each in frames_of(state).values() if each.purpose == "initial"]
     assert [each.status for each in initial] == ["labelled"] * 6
     assert frames_of(state).keys() == frames_of(_calm()).keys()
+
+
+@pytest.mark.parametrize("later", [0, 50])
+def test_resume_labels_them_again_whatever_an_amendment_meanwhile_says(later: int) -> None:
+    world = Broken()
+    campaign = paused(world)
+    world.broken = False
+    campaign.deliver(amendment(changed(campaign.state.spec, labels={"pause_after": later})))
+    campaign.deliver(m.CampaignPaused(id="stop", campaign="world", time=1.0, why="lunch"))
+    campaign.deliver(resumed())
+    state = campaign.run(check_counters)
+    initial = [each for each in frames_of(state).values() if each.purpose == "initial"]
+    assert [each.status for each in initial] == ["labelled"] * 6
+    assert not state.labels.paused
+    of = spec(labels={"bundle": 1})
+    assert replayed(of, campaign.ledger).dumps() == state.dumps()
 
 
 def test_a_run_on_this_machine_takes_it_up_before_it_looks_whether_it_is_paused(

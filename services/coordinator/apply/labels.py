@@ -179,15 +179,18 @@ def request_failed_again(state: State) -> State:
     """If frames were rejected alike so often that the campaign paused: requests their labels again;
     the second time nothing, so that the campaign goes on without them. Frames of generators keep
     the verdict that was reported."""
-    failures = state.labels.failures or Map()
-    if not state.is_failing:
-        return state
-    if state.labels.failures_retried:
-        return replace(state, labels=replace(state.labels, failures=None))
+    labels, failures = replace(state.labels, paused=False), state.labels.failures
+    if failures is None or not (state.labels.paused or state.is_failing):
+        return replace(state, labels=labels)
+    if labels.failures_retried:
+        return replace(state, labels=replace(labels, failures=None))
     for key in sorted(key for keys in failures.values() for key in keys):
         if state.frame_status(key) == "rejected" and not is_offered(_frame(state, key).origin):
             state = _with_status(state, key, "waiting")
-    return replace(state, labels=replace(state.labels, failures=Map(), failures_retried=True))
+    return replace(
+        state,
+        labels=replace(state.labels, failures=Map(), failures_retried=True, paused=False),
+    )
 
 
 def _took_time(verdict: Accepted | Rejected) -> bool:

@@ -138,7 +138,10 @@ def task_abandoned(state: State, decision: m.TaskAbandoned) -> State:
 
 def campaign_paused(state: State, event: m.CampaignPaused) -> State:
     """Pauses the campaign, by decision or on request."""
-    return _handled(state, event, paused=event.why)
+    paused = _handled(state, event, paused=event.why)
+    if paused is state or not event.labels_fail:
+        return paused
+    return replace(paused, labels=replace(paused.labels, paused=True))
 
 
 def campaign_resumed(state: State, event: m.CampaignResumed) -> State:

@@ -106,6 +106,7 @@ def pause_failing(decisions: Decisions) -> None:
         event.id,
         why=f"{alike.get(last.kind, 0)} frames were rejected alike and no label was accepted: "
         f"{last.rule}: {last.detail}. {AGAIN if state.labels.failures_retried else MEND}",
+        labels_fail=True,
     )
 
 
