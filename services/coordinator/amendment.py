@@ -6,7 +6,7 @@ sending what the coordinator decides afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -77,10 +77,9 @@ def objection(state: State, event: m.CampaignAmended) -> str | None:
     except ValidationError as error:
         return f"the spec is not valid: {explain(error, Spec)}"
     before = newest_plan(state)
-    missing = after.systems.keys() - _systems(state) - event.systems.keys()
     problem = unchangeable(before, after)
-    if problem is None and missing:
-        problem = f"systems.{min(missing)}: the amendment lacks its structures"
+    if problem is None:
+        problem = _wrong_inputs(event, after.systems.keys() - _systems(state))
     if problem is None and not differences(before, after):
         problem = "nothing differs from the plan in force"
     return problem
@@ -94,6 +93,24 @@ def _systems(state: State) -> set[str]:
     """Systems whose structures are known, or come with an amendment that waits."""
     assert state.submitted is not None
     return {*state.submitted.systems, *(name for each in state.plan.asked for name in each.systems)}
+
+
+def _wrong_inputs(event: m.CampaignAmended, new: Set[str]) -> str | None:
+    """What is wrong with the structures that come with an amendment, which adds the systems
+    `new`."""
+    missing = sorted(name for name in new if not event.systems.get(name))
+    if missing:
+        return f"systems.{missing[0]}: the amendment lacks its structures"
+    known = sorted(event.systems.keys() - new)
+    if known:
+        return f"systems.{known[0]}: the amendment has structures of a system that it does not add"
+    if event.atoms.keys() != new or any(count < 1 for count in event.atoms.values()):
+        return (
+            f"atoms: the amendment must state the atoms of {', '.join(sorted(new)) or 'no system'}"
+        )
+    if event.frames and not new:
+        return "frames: the amendment has frames to be labelled, but adds no system"
+    return None
 
 
 def _stale(state: State, event: m.CampaignAmended) -> str:

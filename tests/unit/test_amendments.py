@@ -688,6 +688,41 @@ def test_a_known_system_keeps_its_meaning() -> None:
     )
 
 
+ETHANE = new_frames("ethane", 2)
+OTHER = new_frames("methane", 2)
+
+
+@pytest.mark.parametrize(
+    ("adds", "inputs", "why"),
+    [
+        (True, {**ETHANE, "systems": {"ethane": ()}}, "systems.ethane: the amendment lacks its"),
+        (True, {**ETHANE, "systems": ETHANE["systems"] | OTHER["systems"]}, "systems.methane: the"),
+        (True, {**ETHANE, "atoms": {}}, "atoms: the amendment must state the atoms of ethane"),
+        (True, {**ETHANE, "atoms": {"ethane": 0}}, "atoms: the amendment must state the atoms of"),
+        (True, {**ETHANE, "atoms": {"ethane": 5, "x": 5}}, "atoms: the amendment must state the"),
+        (False, {"systems": OTHER["systems"]}, "systems.methane: the amendment has structures of"),
+        (False, {"atoms": {"methane": 99}}, "atoms: the amendment must state the atoms of no"),
+        (False, {"frames": ETHANE["frames"]}, "frames: the amendment has frames to be labelled"),
+    ],
+)
+def test_an_amendment_brings_the_inputs_of_new_systems_and_no_others(
+    adds: bool, inputs: dict[str, Any], why: str
+) -> None:
+    campaign = campaign_of()
+    campaign.until(lambda state: state.exploration.round)
+    after = changed(spec(mode="streaming"), budget={"labels": 500})
+    if adds:
+        systems = {**after.model_dump(mode="json")["systems"], "ethane": {"structures": ["y"]}}
+        after = changed(after, systems=systems)
+    campaign.deliver(amendment(after, **inputs))
+    (answer,) = answers(campaign)
+    assert answer.startswith(why)
+    assert campaign.state.submitted is not None
+    assert campaign.state.submitted.atoms == {"methane": 5}
+    campaign.deliver(amendment(after, name="again", **(ETHANE if adds else {})))
+    assert answers(campaign)[1:] == ["plan 2"]
+
+
 def test_an_invalid_spec_is_refused_by_the_coordinator_too() -> None:
     campaign = campaign_of()
     campaign.until(lambda state: state.exploration.round)
