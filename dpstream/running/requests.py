@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 from dpstream.running.connection import is_folder, open_bus, say_it
 from dpstream.shared.codec import decode_leniently, encode
 from dpstream.shared.errors import SpecError, write_errors
-from dpstream.shared.files import write_whole
+from dpstream.shared.files import read_plain, write_whole
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import (
     CampaignPaused,
@@ -35,13 +36,14 @@ class RequestFolder:
     """The requests that wait for the run of a campaign."""
 
     folder: Path
+    campaign: str
     pause: str | None = None
     """Why a person last asked for a pause."""
     _unreadable: set[Path] = field(default_factory=set)
 
     @staticmethod
     def of(root: Path, campaign: str) -> RequestFolder:
-        return RequestFolder(root / campaign_uri(campaign, "requests"))
+        return RequestFolder(root / campaign_uri(campaign, "requests"), campaign)
 
     def leave(self, message: Message) -> None:
         """Raises SpecError if the folder cannot be written."""
@@ -54,36 +56,46 @@ class RequestFolder:
     def clear(self) -> None:
         """Drops what earlier runs have not taken in."""
         for file in self._files():
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
 
     def take(self) -> Iterator[Message]:
         """The requests that have come since; each is taken once."""
         for file in self._files():
             message = decode_leniently(self._taken(file))
-            if not isinstance(message, Event) or "operator" not in message.PUBLISHERS:
+            if not self._is_request(message):
                 log.warning("a request cannot be read", file=str(file))
                 continue
             if isinstance(message, CampaignPaused):
                 self.pause = message.why
             yield message
 
+    def _is_request(self, message: Message | None) -> TypeGuard[Event]:
+        """Whether it is something that an operator may say to this campaign."""
+        known = isinstance(message, Event) and "operator" in message.PUBLISHERS
+        return known and message is not None and message.campaign == self.campaign
+
     def _taken(self, file: Path) -> bytes:
         """The content of a request, whose file is removed; empty if it cannot be read. A file that
         cannot be removed is not taken again."""
+        body = None
+        with suppress(OSError):
+            body = read_plain(file, LARGEST)
         try:
-            body = file.read_bytes() if file.stat().st_size <= LARGEST else b""
             file.unlink(missing_ok=True)
         except OSError:
             self._unreadable.add(file)
             return b""
-        return body
+        return body or b""
 
     def _files(self) -> list[Path]:
-        try:
-            files = set(self.folder.glob("*.json")) - self._unreadable
-            return sorted(files, key=lambda file: file.stat().st_mtime_ns)
-        except FileNotFoundError:  # one was taken meanwhile
-            return []
+        """The files, oldest first, whatever they are: the folder may contain anything."""
+        found = dict[Path, int]()
+        with suppress(OSError):
+            for file in set(self.folder.glob("*.json")) - self._unreadable:
+                with suppress(FileNotFoundError):  # taken meanwhile
+                    found[file] = file.lstat().st_mtime_ns
+        return sorted(found, key=lambda file: found[file])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -25,6 +24,7 @@ from dpstream.shared.errors import (
     EngineKilled,
     ParserFailed,
 )
+from dpstream.shared.files import read_plain
 from dpstream.shared.runtime.child_process import ChildProcess, Limits
 
 MIB = 2**20
@@ -156,12 +156,11 @@ def _write_new(path: Path, data: bytes) -> None:
 
 def _content(path: Path, most: int) -> bytes:
     """Raises ValueError unless `path` is a file of at most `most` bytes."""
+    content = None
     with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if stat.S_ISREG(status.st_mode) and status.st_size <= most:
-                return file.read()
+        content = read_plain(path, most)
+    if content is not None:
+        return content
     raise ValueError("no result")
 
 

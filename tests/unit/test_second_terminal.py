@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def test_the_lock_tells_whether_a_run_is_at_work(call: Call) -> None:
 
 
 def test_only_what_operators_may_say_is_taken_from_the_folder(tmp_path: Path) -> None:
-    requests = RequestFolder(tmp_path / "requests")
+    requests = RequestFolder(tmp_path / "requests", "small")
     assert list(requests.take()) == [], "no folder, no request"
     fields: dict[str, Any] = {"campaign": "small", "time": 0.0}
     ready = m.StageEnded(id="stage", stage=0, verdict="converged", why="", **fields)
@@ -144,10 +145,39 @@ def test_only_what_operators_may_say_is_taken_from_the_folder(tmp_path: Path) ->
     assert list(requests.take()) == []
 
 
+def odd_files(folder: Path) -> None:
+    (folder / "dangling.json").symlink_to(folder / "nothing")
+    (folder / "loop.json").symlink_to(folder / "loop.json")
+    (folder / "endless.json").symlink_to("/dev/zero")
+    (folder / "folder.json").mkdir()
+    os.mkfifo(folder / "pipe.json")
+    with (folder / "large.json").open("wb") as file:
+        file.truncate(2**40)  # takes no space
+    other = m.CampaignCancelled(id="other", campaign="another", time=0.0)
+    (folder / "other.json").write_bytes(encode(other))
+
+
+def test_odd_files_stop_no_request(tmp_path: Path) -> None:
+    requests = RequestFolder(tmp_path / "requests", "small")
+    for name in ("one", "two"):
+        requests.leave(m.CampaignResumed(id=name, campaign="small", time=0.0))
+        odd_files(requests.folder)
+        with capture_logs() as logged:
+            assert [message.id for message in requests.take()] == [name]
+            assert list(requests.take()) == []
+        assert {line["event"] for line in logged} == {"a request cannot be read"}
+        left = [file.name for file in requests.folder.iterdir()]
+        assert left == ["folder.json"]
+        (requests.folder / "folder.json").rmdir()
+    odd_files(requests.folder)
+    requests.clear()
+    assert [file.name for file in requests.folder.iterdir()] == ["folder.json"]
+
+
 def test_a_request_that_cannot_be_removed_is_looked_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests = RequestFolder(tmp_path / "requests")
+    requests = RequestFolder(tmp_path / "requests", "small")
     requests.leave(m.CampaignResumed(id="one", campaign="small", time=0.0))
 
     def refuses(*_: object, **__: object) -> None:
@@ -161,14 +191,14 @@ def test_a_request_that_cannot_be_removed_is_looked_at_once(
 
 
 def test_requests_that_no_run_took_in_are_dropped(tmp_path: Path) -> None:
-    requests = RequestFolder(tmp_path / "requests")
+    requests = RequestFolder(tmp_path / "requests", "small")
     requests.leave(m.CampaignCancelled(id="old", campaign="small", time=0.0))
     requests.clear()
     assert list(requests.take()) == []
 
 
 def test_a_request_is_readable_by_its_user_alone(tmp_path: Path) -> None:
-    requests = RequestFolder(tmp_path / "requests")
+    requests = RequestFolder(tmp_path / "requests", "small")
     requests.leave(m.CampaignResumed(id="one", campaign="small", time=0.0))
     assert (requests.folder / "one.json").stat().st_mode & 0o777 == 0o600
 
