@@ -19,6 +19,7 @@ from dpstream.services.coordinator.claims import Claims
 from dpstream.services.coordinator.ledger.ledger import verdict
 from dpstream.services.coordinator.open_campaign import header
 from dpstream.services.coordinator.parked import ParkedEvents
+from dpstream.services.coordinator.untrusted import completed
 from dpstream.shared import messages as m
 from dpstream.shared.bus.topology import OFFERED
 from dpstream.shared.codec import (
@@ -32,7 +33,6 @@ from dpstream.shared.codec import (
 from dpstream.shared.errors import DigestMismatch, NotFound
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Delivery, Store
-from dpstream.shared.runtime.context import fetch
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.dead_letters import DeadLetter, DeadLetters
 from dpstream.shared.values import ANONYMOUS, campaign_uri, is_key
@@ -165,19 +165,6 @@ class Inbox:
             return failed
         ours = failed.id.encode() in self.store.get(key)  # written before a crash or a lost reply
         return failed if ours else None
-
-
-def completed(store: Store, announced: m.CampaignAmended) -> m.CampaignAmended:
-    """The complete amendment that a published one names. Raises ValueError, NotFound or
-    DigestMismatch if there is none."""
-    ref, folder = announced.complete, campaign_uri(announced.campaign, "inputs", "")
-    if ref is None or not ref.uri.startswith(folder):
-        raise ValueError(f"the complete message must be an object under {folder}")
-    full = decode(fetch(store, ref))
-    lists = {"spec": {}, "systems": {}, "atoms": {}, "frames": (), "complete": ref}
-    if not isinstance(full, m.CampaignAmended) or full.model_copy(update=lists) != announced:
-        raise ValueError(f"{ref.uri} is another message")
-    return full
 
 
 def _objection(message: m.Message | None, topic: str | None) -> str | None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from dpstream.services.coordinator.untrusted import read_message
+from dpstream.services.coordinator.untrusted import OMITTED, completed, read_message
 from dpstream.shared import messages as m
 from dpstream.shared.codec import encode
+from dpstream.shared.errors import DigestMismatch, NotFound
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Store
 from dpstream.shared.values import Ref, campaign_uri
@@ -36,6 +37,8 @@ class ParkedEvents:
                 self._keep(campaign, event)
 
     def _keep(self, campaign: str, event: m.Message) -> None:
+        if isinstance(event, m.CampaignAmended) and event.complete is not None:
+            event = event.model_copy(update=OMITTED)  # the object has no limit
         try:
             body = encode(event)
         except ValueError as error:  # longer than the body that arrived: its numbers were shorter
@@ -55,8 +58,18 @@ class ParkedEvents:
 
     def of(self, campaign: str) -> dict[str, m.Message]:
         """The events that this version knows, by key."""
-        found = {key: read_message(self.store, key) for key in self.store.list(_folder(campaign))}
+        found = {key: self._read(key) for key in self.store.list(_folder(campaign))}
         return {key: event for key, event in found.items() if event is not None}
+
+    def _read(self, key: str) -> m.Message | None:
+        event = read_message(self.store, key)
+        if not isinstance(event, m.CampaignAmended) or event.complete is None:
+            return event
+        try:
+            return completed(self.store, event)
+        except (ValueError, NotFound, DigestMismatch) as error:
+            log.error("amendment ignored: cannot be completed", kept=key, reason=str(error))
+            return None
 
     def forget(self, campaign: str, keys: Sequence[str]) -> None:
         """Deletes events that are in the ledger now."""

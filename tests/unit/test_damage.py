@@ -18,6 +18,7 @@ from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
+from tests.support.amendments import amendment, announced, changed, new_frames
 from tests.support.archived import tasks_of
 from tests.support.campaign_simulator import CampaignSimulator
 from tests.support.coordinator import CoordinatorHarness, first_task, small
@@ -113,6 +114,31 @@ def test_an_event_that_becomes_too_long_harms_nobody(
     harness.bus.publish([Outgoing(body.encode(), topic=topic_of(offered))])
     harness.step()
     assert list(store.list("campaigns/sick/parked/")) == []
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["whole", "damaged"])
+def test_an_amendment_of_any_length_is_kept_for_a_damaged_campaign(
+    store: DigestingStore, harness: CoordinatorHarness, is_whole: bool
+) -> None:
+    of = small("sick")
+    harness.submit(of)
+    segment = "campaigns/sick/ledger/00000001-000001.json"
+    store.damaged = frozenset({segment})
+    harness.restart().open_all()
+    systems = {**of.model_dump(mode="json")["systems"], "ethane": {"structures": ["y"]}}
+    event = amendment(changed(of, systems=systems), **new_frames("ethane", 1000))
+    with pytest.raises(ValueError, match="at most"):
+        encode(event)
+    message = announced(store, event)
+    assert message.complete is not None
+    harness.publish(message)
+    harness.step()
+    store.damaged = frozenset() if is_whole else frozenset({message.complete.uri})
+    harness.publish(example(m.CampaignResumed).model_copy(update={"campaign": "sick"}))
+    harness.step()
+    state = harness.coordinator.open_campaigns["sick"].state
+    assert state.plan.number == (2 if is_whole else 1)
+    assert [each.author for each in state.plan.records] == (["ada"] if is_whole else [])
 
 
 def test_a_campaign_damaged_while_it_is_served_is_left_and_the_others_go_on(
