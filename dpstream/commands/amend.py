@@ -103,12 +103,13 @@ def check_workers(found: Draft, after: Spec) -> None:
 
 
 def _answer(store: Store, found: Draft, message: CampaignAmended, way: Way, wait: float) -> None:
-    """Print what the coordinator has made of an amendment. Raises SpecError if it was refused."""
+    """Print what the coordinator has made of an amendment; ends the program if it has not answered.
+    Raises SpecError if it was refused."""
     name = found.event.campaign
     now = heard(store, found.event, wait)
     if now is None:
         say(console, way.unanswered(message, wait))
-        return
+        raise typer.Exit(1)
     why = answer_to(read_messages(store, name), found.event)
     if why is not None:
         raise SpecError(f"{name}: refused: {why}")

@@ -231,6 +231,17 @@ def test_a_stage_is_appended_while_a_run_is_at_work(call: Call) -> None:
     assert "cold converged, hot converged" in said
 
 
+def test_an_amendment_that_nobody_answers_is_no_success(call: Call) -> None:
+    hot = write("hot.yaml", stages=[*SPEC["stages"], HOT])
+    with at_work(ROOT, "small") as run:
+        exploring(run)
+    with sole_runner(ROOT, "small"):  # a run that has ended, and exports its results
+        status, said, errors = call("amend", "small", hot, "--yes", "--wait", "0")
+    assert (status, errors) == (1, "")
+    assert said.splitlines()[-1].startswith("small: the run did not answer within 0 s, so that")
+    assert list(RequestFolder.of(ROOT, "small").folder.iterdir()) == []
+
+
 def test_without_a_yes_nothing_is_sent(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     hot = write("hot.yaml", stages=[*SPEC["stages"], HOT])
