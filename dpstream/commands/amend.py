@@ -26,7 +26,7 @@ from dpstream.running.amend import Draft, draft
 from dpstream.running.connection import HEARD, heard, is_folder
 from dpstream.running.requests import Way, way_to
 from dpstream.services.coordinator.ledger.ledger import read_messages
-from dpstream.services.coordinator.views.amendment import answer_to
+from dpstream.services.coordinator.views.amendment import answer_to, is_done
 from dpstream.services.coordinator.views.overview import headline_of
 from dpstream.shared.errors import SpecError
 from dpstream.shared.messages import CampaignAmended
@@ -110,7 +110,8 @@ def _answer(store: Store, found: Draft, message: CampaignAmended, way: Way, wait
     if now is None:
         say(console, way.unanswered(message, wait))
         raise typer.Exit(1)
-    why = answer_to(read_messages(store, name), found.event)
+    messages = list(read_messages(store, name))
+    why = answer_to(messages, found.event)
     if why is not None:
         raise SpecError(f"{name}: refused: {why}")
-    say(console, headline_of(now, found.event.follows + 1))
+    say(console, headline_of(now, found.event.follows + 1, is_done(messages, found.event)))

@@ -40,9 +40,9 @@ SPEC: dict[str, Any] = {
 HOT = {"name": "hot", "systems": ["methane"], "temperatures": [300]}
 
 
-def write(name: str, **changes: Any) -> str:
-    Path(name).write_text(yaml.safe_dump({**SPEC, **changes}))
-    return name
+def write(file: str, /, **changes: Any) -> str:
+    Path(file).write_text(yaml.safe_dump({**SPEC, **changes}))
+    return file
 
 
 @pytest.fixture
@@ -229,6 +229,26 @@ def test_a_stage_is_appended_while_a_run_is_at_work(call: Call) -> None:
     said = " ".join(call("status", "small")[1].split())
     assert "stage `hot` added after `cold`" in said
     assert "cold converged, hot converged" in said
+
+
+def test_an_urgent_amendment_does_not_wait_behind_another(call: Call) -> None:
+    of: dict[str, Any] = {"name": "slow", "mode": "lockstep"}
+    spec, gathered, recipe = prepared(Path(write("slow.yaml", **of)), None, None, engines=False)
+    submit(spec, gathered, recipe, FolderStore(ROOT), 100.0)
+    hot = {**of, "stages": [*SPEC["stages"], HOT]}
+    first, urgent = write("hot.yaml", **hot), write("urgent.yaml", **hot, max_attempts=9)
+    with at_work(ROOT, "slow") as run:
+        exploring(run)
+        said = call("amend", "slow", first, "--yes")[1].splitlines()
+        assert said[-1].startswith("slow: plan 2 is accepted; in force when the running round")
+        said = call("amend", "slow", urgent, "--yes")[1].splitlines()
+        assert said[:2] == ["slow: plan 2 becomes plan 3:", "  max_attempts 3 → 9"]
+        assert said[-1].startswith("slow: plan 3 is accepted; its changes are in force, those")
+        assert run.state.spec.max_attempts == 9
+        run.until(lambda state: state.finished)
+        assert not run.state.plan.asked
+        assert [stage.name for stage in run.state.spec.stages] == ["cold", "hot"]
+        assert run.state.spec.max_attempts == 9
 
 
 def test_an_amendment_that_nobody_answers_is_no_success(call: Call) -> None:

@@ -13,7 +13,7 @@ from dpstream.services.coordinator.amendment import (
     waits,
 )
 from dpstream.services.coordinator.state import State
-from dpstream.shared.messages import AmendmentRefused, CampaignAmended, Message
+from dpstream.shared.messages import AmendmentRefused, CampaignAmended, Message, PlanChanged
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import FrameRef
 
@@ -47,6 +47,11 @@ def answer_to(messages: Iterable[Message], event: CampaignAmended) -> str | None
         if isinstance(message, AmendmentRefused) and message.amendment == event.id:
             return message.why
     return None
+
+
+def is_done(messages: Iterable[Message], event: CampaignAmended) -> bool:
+    """Whether what an amendment changes is in force."""
+    return any(isinstance(each, PlanChanged) and each.amendment == event.id for each in messages)
 
 
 def plan_to_amend(state: State) -> tuple[int, Spec]:

@@ -170,10 +170,15 @@ def has_taken_in(state: State, message: Message) -> bool:
     return state.submitted is not None and state.submitted.id == message.id
 
 
-def headline_of(now: CampaignOverview, plan: int) -> str:
-    """That a plan is in force, or waits, and where the campaign stands."""
+def headline_of(now: CampaignOverview, plan: int, is_done: bool) -> str:
+    """That a plan is in force, or waits, and where the campaign stands. `is_done`: its own changes
+    are in force, even if plans before it wait."""
     number = now.plan.number if now.plan is not None else 1
-    how = "in force" if number >= plan else "accepted; in force when the running round has ended"
+    how = "accepted; in force when the running round has ended"
+    if is_done:
+        how = "accepted; its changes are in force, those before it when the running round has ended"
+    if number >= plan:
+        how = "in force"
     return f"{now.name}: plan {plan} is {how}; {now.headline}"
 
 
