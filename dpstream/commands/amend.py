@@ -94,8 +94,7 @@ def agree(found: Draft, yes: bool) -> None:
 
 def check_workers(found: Draft, after: Spec) -> None:
     """Raises SpecError if the labelers of a run on this machine would not serve the new plan."""
-    changed = any(line.startswith("labels.worker_class ") for line in found.preview.changes)
-    if changed:
+    if found.other_workers:
         raise SpecError(
             f"{after.name}: labels.worker_class: the workers of this run serve the former class; "
             "stop it with Ctrl-C, then type: dpstream run SPEC --amend"

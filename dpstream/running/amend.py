@@ -34,6 +34,8 @@ class Draft:
     """The complete message."""
     objects: Mapping[str, bytes]
     preview: Preview
+    other_workers: bool = False
+    """Whether it names other labelers than the plan that it follows."""
 
     def lines(self) -> Iterator[str]:
         """What a person agrees to."""
@@ -88,7 +90,8 @@ def draft(store: Store, spec: Spec, gathered: Gathered, now: float) -> Draft | N
     found = preview(state, event)
     if found.refused is not None:
         raise SpecError(f"{spec.name}: refused: {found.refused}")
-    return Draft(event, objects, found)
+    other_workers = after.labels.capability != before.labels.capability
+    return Draft(event, objects, found, other_workers)
 
 
 def _added(

@@ -13,6 +13,7 @@ import yaml
 from structlog.testing import capture_logs
 
 from dpstream.commands.options import prepared
+from dpstream.running.amend import draft
 from dpstream.running.local_cluster import sole_runner
 from dpstream.running.requests import RequestFolder, is_at_work
 from dpstream.running.submit import submit
@@ -249,6 +250,24 @@ def test_an_urgent_amendment_does_not_wait_behind_another(call: Call) -> None:
         assert not run.state.plan.asked
         assert [stage.name for stage in run.state.spec.stages] == ["cold", "hot"]
         assert run.state.spec.max_attempts == 9
+
+
+def test_workers_of_a_plan_that_waits_stop_no_other_amendment(call: Call) -> None:
+    """As after dpstream run SPEC --amend, whose labelers serve both plans."""
+    of: dict[str, Any] = {"name": "slow", "mode": "lockstep"}
+    spec, gathered, recipe = prepared(Path(write("slow.yaml", **of)), None, None, engines=False)
+    submit(spec, gathered, recipe, store := FolderStore(ROOT), 100.0)
+    of |= {"labels": {"worker_class": "big"}, "stages": [*SPEC["stages"], HOT]}
+    bigger, *_ = prepared(Path(write("bigger.yaml", **of)), None, None, engines=False)
+    with at_work(ROOT, "slow") as run:
+        exploring(run)
+        found = draft(store, bigger, gathered, 100.0)
+        assert found is not None
+        run.requests.leave(found.announced(store))
+        run.step()
+        assert len(run.state.plan.asked) == 1
+        richer = write("richer.yaml", **of, budget={"labels": 99})
+        assert call("amend", "slow", richer, "--yes")[::2] == (0, "")
 
 
 def test_an_amendment_that_nobody_answers_is_no_success(call: Call) -> None:
