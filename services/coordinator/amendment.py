@@ -16,24 +16,22 @@ from pydantic import ValidationError
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import StageState, State, Task
 from dpstream.shared import messages as m
-from dpstream.shared.spec import AnyTrust, Spec, Stage, TrustLevels, expand_material
+from dpstream.shared.spec import Spec, Stage, expand_material
 from dpstream.shared.spec.amendment import (
     changed_keys,
     changes_below,
     differences,
+    explores_otherwise,
     flat,
     is_at_any_time,
     is_below,
+    is_looser,
+    stricter_limit,
     unchangeable,
     with_any_time,
 )
 from dpstream.shared.spec.errors import explain
 
-HIGHER = ("convergence.accurate_ratio", "convergence.rounds")
-LOWER = ("convergence.max_failed", "convergence.max_rejected")
-AUDIT_HIGHER = ("audit.min_frames", "audit.min_trajectories")
-AUDIT_LOWER = ("audit.force_rmse", "audit.error_target", "audit.exceed")
-"""Limits that are stricter the higher, or the lower, they are."""
 RULES = (
     *("trust", "md", "selection", "labels", "audit", "convergence"),
     *("budget", "training", "streaming"),
@@ -217,7 +215,7 @@ class Amended:
         new = next((stage for stage in self.given.stages if stage.name == old.name), None)
         if new is None:
             return None
-        if _explores_otherwise(old, new):
+        if explores_otherwise(old, new):
             return "it explores something else"
         if ended.verdict in ("stuck", "out-of-budget"):
             return "its rules have changed" if self._rules_changed(old, new) else None
@@ -231,19 +229,16 @@ class Amended:
     def _stricter(self, old: Stage, new: Stage) -> str | None:
         """Which rule judges the stage more strictly, if any does."""
         before, after = self.state.spec, self.given
-        for key in (*HIGHER, *LOWER, *_audit_limits(before, after)):
-            was, now = _value(before, key), _value(after, key)
-            if now > was if key in (*HIGHER, *AUDIT_HIGHER) else now < was:
-                return f"{key} {was:g} → {now:g}"
-        if not before.audit.per_round and after.audit.per_round:
-            return f"audit.per_round 0 → {after.audit.per_round}"
+        limit = stricter_limit(before, after)
+        if limit is not None:
+            return limit
         trusts = [(old.trust or before.trust, new.trust or after.trust)]
         systems = {*old.system_trust, *new.system_trust}
         trusts += [
             (old.system_trust.get(name, trusts[0][0]), new.system_trust.get(name, trusts[0][1]))
             for name in sorted(systems)
         ]
-        if not all(_is_looser(was, now) for was, now in trusts):
+        if not all(is_looser(was, now) for was, now in trusts):
             return "its trust levels are stricter"
         return self._stricter_properties(old)
 
@@ -264,7 +259,7 @@ class Amended:
             return False
         old = self.state.spec.stages[self.running.index]
         new = self.spec.stages[self.running.index]
-        return _explores_otherwise(old, new) or self._stricter(old, new) is not None
+        return explores_otherwise(old, new) or self._stricter(old, new) is not None
 
     @property
     def new_trust(self) -> bool:
@@ -284,7 +279,7 @@ class Amended:
         index = self.state.exploration.stage.index
         if self.running is None:
             return True
-        otherwise = _explores_otherwise(self.state.spec.stages[index], self.spec.stages[index])
+        otherwise = explores_otherwise(self.state.spec.stages[index], self.spec.stages[index])
         return otherwise or self.new_trust
 
     @cached_property
@@ -379,40 +374,3 @@ def is_of_training(state: State, task: Task) -> bool:
     """Whether a task trains a member of the committee in training."""
     command, version = task.command, state.committee.training
     return isinstance(command, m.Train) and not command.final and command.version == version
-
-
-def _value(spec: Spec, key: str) -> float:
-    section, name = key.split(".")
-    return float(getattr(getattr(spec, section), name))
-
-
-def _audit_limits(before: Spec, after: Spec) -> tuple[str, ...]:
-    """Limits of the audit, where there is one."""
-    both = before.audit.per_round and after.audit.per_round
-    return (*AUDIT_HIGHER, *AUDIT_LOWER) if both else ()
-
-
-def _explores_otherwise(old: Stage, new: Stage) -> bool:
-    apart = {"trust", "system_trust", "repeat"}
-    return old.model_dump(exclude=apart) != new.model_dump(exclude=apart)
-
-
-def _is_looser(was: AnyTrust, now: AnyTrust) -> bool:
-    """Whether everything that was accurate still is, and nothing fails that did not."""
-    if was == now:
-        return True
-    if isinstance(was, TrustLevels) and isinstance(now, TrustLevels):
-        scales = (was.relative, was.relative_v) == (now.relative, now.relative_v)
-        pairs = ((was.low, now.low), (was.high, now.high))
-        return scales and all(b >= a for a, b in pairs) and _is_looser_virial(was, now)
-    if isinstance(was, TrustLevels) or isinstance(now, TrustLevels):
-        return False
-    return now.target >= was.target
-
-
-def _is_looser_virial(was: TrustLevels, now: TrustLevels) -> bool:
-    if now.low_v is None or now.high_v is None:
-        return True
-    if was.low_v is None or was.high_v is None:
-        return False
-    return now.low_v >= was.low_v and now.high_v >= was.high_v

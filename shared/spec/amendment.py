@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from dpstream.shared.spec.campaign import Spec
-from dpstream.shared.spec.exploration import Stage
+from dpstream.shared.spec.exploration import AnyTrust, Stage, TrustLevels
 
 RECIPE = (
     "code",
@@ -194,3 +194,61 @@ def _stage(before: Spec, after: Spec, old: Stage, new: Stage) -> Iterator[str]:
         ]
         if not inherited:
             yield f"stage `{new.name}`: {key} {_change(was, now, key)}"
+
+
+# ------------------------------------------------------------------------------ stricter rules
+
+
+HIGHER = ("convergence.accurate_ratio", "convergence.rounds")
+LOWER = ("convergence.max_failed", "convergence.max_rejected")
+AUDIT_HIGHER = ("audit.min_frames", "audit.min_trajectories")
+AUDIT_LOWER = ("audit.force_rmse", "audit.error_target", "audit.exceed")
+"""Limits that are stricter the higher, or the lower, they are."""
+
+
+def stricter_limit(before: Spec, after: Spec) -> str | None:
+    """The first limit of convergence or audit that becomes stricter, as one line."""
+    for key in (*HIGHER, *LOWER, *_audit_limits(before, after)):
+        was, now = _value(before, key), _value(after, key)
+        if now > was if key in (*HIGHER, *AUDIT_HIGHER) else now < was:
+            return f"{key} {was:g} → {now:g}"
+    if not before.audit.per_round and after.audit.per_round:
+        return f"audit.per_round 0 → {after.audit.per_round}"
+    return None
+
+
+def _value(spec: Spec, key: str) -> float:
+    section, name = key.split(".")
+    return float(getattr(getattr(spec, section), name))
+
+
+def _audit_limits(before: Spec, after: Spec) -> tuple[str, ...]:
+    """Limits of the audit, where there is one."""
+    both = before.audit.per_round and after.audit.per_round
+    return (*AUDIT_HIGHER, *AUDIT_LOWER) if both else ()
+
+
+def explores_otherwise(old: Stage, new: Stage) -> bool:
+    apart = {"trust", "system_trust", "repeat"}
+    return old.model_dump(exclude=apart) != new.model_dump(exclude=apart)
+
+
+def is_looser(was: AnyTrust, now: AnyTrust) -> bool:
+    """Whether everything that was accurate still is, and nothing fails that did not."""
+    if was == now:
+        return True
+    if isinstance(was, TrustLevels) and isinstance(now, TrustLevels):
+        scales = (was.relative, was.relative_v) == (now.relative, now.relative_v)
+        pairs = ((was.low, now.low), (was.high, now.high))
+        return scales and all(b >= a for a, b in pairs) and _is_looser_virial(was, now)
+    if isinstance(was, TrustLevels) or isinstance(now, TrustLevels):
+        return False
+    return now.target >= was.target
+
+
+def _is_looser_virial(was: TrustLevels, now: TrustLevels) -> bool:
+    if now.low_v is None or now.high_v is None:
+        return True
+    if was.low_v is None or was.high_v is None:
+        return False
+    return now.low_v >= was.low_v and now.high_v >= was.high_v

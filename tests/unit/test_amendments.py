@@ -149,6 +149,10 @@ CHANGES: dict[str, Callable[[Spec], Spec]] = {
     "fewer labels": lambda before: changed(before, budget={"labels": 30}),
     "three in a row": lambda before: changed(before, convergence={"rounds": 3}),
     "another member": lambda before: changed(before, training={"members": 4}),
+    "another batch": lambda before: changed(before, training={"batch_atoms": 64}),
+    "more hours": lambda before: changed(
+        before, training={"max_hours": before.training.max_hours + 1}
+    ),
     "other workers": lambda before: changed(before, labels={"worker_class": "big"}),
     "more attempts": lambda before: changed(before, max_attempts=before.max_attempts + 1),
     "no audit": lambda before: changed(before, audit={"per_round": 0}),
