@@ -260,7 +260,7 @@ def recorded(deployment: Deployment, kind: type[m.Message]) -> list[Any]:
 @pytest.mark.slow
 def test_no_selection_waits_for_bombs(deployment: Deployment) -> None:
     """Each of the files costs its parser all its time; meanwhile the campaign goes on."""
-    store, count = FolderStore(deployment.root), 4
+    store, count = FolderStore(deployment.root), 2
     while not recorded(deployment, m.CandidatesSelected):
         time.sleep(0.5)
     with closing(RabbitBus(RabbitSettings.model_validate({"url": deployment.node.url}))) as bus:
