@@ -32,7 +32,7 @@ test: $(STAMP) $(PYTORCH)/.installed servers codes
 	$(PYTORCH)/bin/python -m pytest -n 2 --dist loadfile $(PYTORCH_TESTS)
 
 check: lint
-	$(BIN)/python -m pytest -q -n 4 --dist worksteal -m "not server and not slow" --durations 5 tests/unit tests/contract
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m "not server and not slow" --durations 5 tests/unit tests/contract
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

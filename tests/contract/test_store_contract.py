@@ -265,6 +265,7 @@ def together(count: int, work: Callable[[int], object]) -> None:
         raise errors[0]
 
 
+@pytest.mark.slow
 def test_of_eight_creators_one_wins(store_factory: Connect) -> None:
     stores = [store_factory() for _ in range(8)]
     for round_ in range(20):
@@ -299,6 +300,7 @@ def goes_on(begun: float, seen: Sized) -> bool:
     return passed < RACE or (len(seen) <= ENOUGH and passed < PATIENCE)
 
 
+@pytest.mark.slow
 def test_nobody_sees_a_torn_object(store_factory: Connect, tmp_path: Path) -> None:
     store_factory().put("pointer", signed(0))
     begun, reads = time.monotonic(), []
@@ -323,6 +325,7 @@ def test_nobody_sees_a_torn_object(store_factory: Connect, tmp_path: Path) -> No
     assert all(reads)
 
 
+@pytest.mark.slow
 def test_what_is_listed_can_be_got(store_factory: Connect) -> None:
     begun, seen = time.monotonic(), set()
 

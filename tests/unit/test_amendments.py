@@ -93,6 +93,7 @@ def amended_three_times(campaign: LossyDelivery, seed: int) -> list[m.CampaignAm
     return sent
 
 
+@pytest.mark.slow
 @examples(40, usual=4)
 @given(SEEDS, MODES, st.sampled_from([0.0, 0.2]))
 def test_three_amendments_in_any_weather_end_by_the_last_plan(

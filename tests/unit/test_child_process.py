@@ -29,6 +29,8 @@ from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.scratch import STEM
 from tests.support.worker import stop_after
 
+pytestmark = pytest.mark.slow
+
 TOY = Path(__file__).parents[1] / "support" / "toy_child.py"
 
 

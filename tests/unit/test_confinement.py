@@ -24,6 +24,8 @@ from dpstream.shared.runtime.confinement import landlock
 from dpstream.shared.runtime.confinement.children import Confinement, Hidden, Reach, confinement
 from dpstream.shared.runtime.scratch import private_folder
 
+pytestmark = pytest.mark.slow
+
 SUPPORT = Path(__file__).parents[1] / "support"
 Start = Callable[[str], ChildProcess]
 

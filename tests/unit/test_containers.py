@@ -178,6 +178,7 @@ def providers() -> Mapping[str, list[str]]:
     return metadata.packages_distributions()
 
 
+@pytest.mark.slow
 def test_everything_an_image_imports_is_in_its_lock(
     dockerfile: Dockerfile, providers: Mapping[str, list[str]]
 ) -> None:

@@ -42,6 +42,7 @@ def call(
     return lambda *words: run_command(monkeypatch, capsys, *words)
 
 
+@pytest.mark.slow
 def test_appended_jobs_become_appended_stages(call: Call) -> None:
     spec, gathered, recipe = prepared(Path("param.json"), None, None, False, "tblite")
     submit(spec, gathered, recipe, FolderStore(ROOT), 100.0)

@@ -183,6 +183,7 @@ def _calm() -> State:
     return LossyDelivery(CampaignSimulator(label_seconds=1.0), spec(labels={"bundle": 1})).run()
 
 
+@pytest.mark.slow
 @examples(40, usual=10)
 @given(SEEDS, st.sampled_from([0.0, 0.2]), st.sampled_from([1, 3]))
 def test_order_and_repetition_of_deliveries_change_nothing(

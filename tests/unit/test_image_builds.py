@@ -10,6 +10,8 @@ import pytest
 
 from deploy import images
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 SOURCES = ("dpstream", "services", "shared")
 MOST = 17
@@ -30,6 +32,7 @@ def from_test_files(source: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_no_test_imports_another_test_file() -> None:
     """What tests share is in `tests/support`."""
     files = sorted((ROOT / "tests").rglob("*.py"))

@@ -170,6 +170,7 @@ def fleet(overlay: str) -> FleetFile:
 # --------------------------------------------------------------------------------------- schemas
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kubernetes_knows_every_field(complete: Any, version: str) -> None:
     assert version in {utils.major_minor(each) for each in utils.all_versions()}

@@ -154,6 +154,7 @@ def test_cell_widths_are_between_faces() -> None:
     np.testing.assert_allclose(cell_widths(fcc), 4.05 / np.sqrt(3))
 
 
+@pytest.mark.slow
 def test_submitting_imports_no_code() -> None:
     script = (
         "import sys\n"

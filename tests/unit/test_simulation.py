@@ -85,6 +85,7 @@ def test_a_campaign_runs_to_its_verdict_and_the_fleet_to_zero(mode: str) -> None
     assert 0 < pool.busy_hours <= pool.hours
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_outcome_and_another_one_another() -> None:
     file = fleet({"spot": True}, pools={"cpu": {"preemptions": 0.5}})
     first, same, other = (simulate(campaign(10), file, seed) for seed in (1, 1, 2))
@@ -151,6 +152,7 @@ def test_workers_wait_where_the_engine_has_no_room_and_start_late() -> None:
     assert max(each.waiting for each in outcome.moments) > 0
 
 
+@pytest.mark.slow
 def test_a_queue_without_a_pool_is_an_error_and_other_workers_are_assumed() -> None:
     with pytest.raises(SpecError, match=r"none serves label\.tblite.*simulation\.workers"):
         simulate(campaign(), fleet({"serves": ["label.vasp"]}))
@@ -159,6 +161,7 @@ def test_a_queue_without_a_pool_is_an_error_and_other_workers_are_assumed() -> N
     assert outcome.cost == 0
 
 
+@pytest.mark.slow
 def test_a_campaign_whose_budget_is_used_up_stands_still() -> None:
     outcome = simulate(campaign(40), fleet({"budget": {"worker_hours": 0.05}}))
     assert (outcome.verdict, outcome.why) == ("stands still", "the budget is used up")
