@@ -59,7 +59,12 @@ def new(
     if full and (structure or symbols):
         raise SpecError("--full: leave out --structure and --elements; edit the first part instead")
     if not structure and not symbols:
-        _write(name, template(name), {}, "put structures into {folder}/structures, edit the spec, ")
+        _write(
+            name,
+            template(name),
+            {},
+            "put structures into {folder}/structures, edit the spec, then run: ",
+        )
         return
     structures = given(structure or [], symbols)
     spec = short_spec(name, structures, code, symbols, kind)
