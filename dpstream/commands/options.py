@@ -154,12 +154,13 @@ def checked(
     structures = SystemStructures(spec, folder, given)
     spec = with_label_inputs(spec.model_copy(update={"labels": labels}), structures)
     recipe = make_recipe(spec.labels)
-    if engines is not False:
+    elsewhere = engines is False
+    if not elsewhere:
         check_class(recipe)
-    missing = None if engines is False else _missing(spec, recipe)
+    missing = None if elsewhere else _missing(spec, recipe)
     if missing is not None and engines:
         raise missing
-    gathered = gather(spec, folder, engines is False, structures)
+    gathered = gather(spec, folder, elsewhere, structures)
     if missing is not None:
         gathered.warnings.append(f"this machine can submit the campaign, not run it: {missing}")
     return expand_material(spec), replace(gathered, attachments=attachments), recipe

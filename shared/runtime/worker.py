@@ -295,8 +295,8 @@ class Worker(Generic[R]):
         if reason is None:
             self._rests.forget(queue)
             return False
-        fields = {**envelope_of(command), "worker": self.name, "reason": reason[:2000]}
-        outgoing = [Outgoing(encode(event := TaskDeclined(**fields)), topic=topic_of(event))]
+        event = TaskDeclined(**envelope_of(command), worker=self.name, reason=reason[:2000])
+        outgoing = [Outgoing(encode(event), topic=topic_of(event))]
         self._retry(lambda: self.bus.publish(outgoing))
         seconds = self._rests.begin(queue)
         log.warning("task declined", queue=queue, reason=reason, next_in_seconds=seconds)
