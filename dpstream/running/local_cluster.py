@@ -102,7 +102,8 @@ class LocalCluster:
         """Hands requests from other terminals to the coordinator."""
         while not self.stopping.wait(LOOK):
             for message in requests.take():
-                # The run is ending, and the command says that nobody answers; or it is too long.
+                # The run is ending, and the command reports that it got no answer; or the message
+                # is too long.
                 with suppress(BusError, ValueError):
                     say_it(self.bus, message)
 

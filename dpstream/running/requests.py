@@ -2,7 +2,7 @@
 
 A request is a message in a file in the campaign's folder. Whoever may write to the store may leave
 one. The run looks there at intervals, hands the message to its coordinator like one from a broker,
-and removes the file. Without a run there is nobody to take a request in, so that none may be left.
+and removes the file. Requests are accepted only while a run is at work.
 """
 
 from __future__ import annotations

@@ -171,10 +171,8 @@ def test_the_recipe_as_calculator_gives_what_the_code_gives_and_remembers(tmp_pa
 # ------------------------------------------------------------------------------ doctor
 
 
-@pytest.mark.soak
-def test_the_doctor_finds_everything_that_runs_here(
-    call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def write_copper_spec(**changes: Any) -> None:
+    """A spec with its structure, in the working folder."""
     write("Cu.xyz", rattled(1), format="extxyz")
     spec = {
         "name": "small",
@@ -184,7 +182,14 @@ def test_the_doctor_finds_everything_that_runs_here(
         "stages": [{"name": "cold", "systems": ["copper"], "temperatures": [50]}],
         **EMT_RECIPE,
     }
-    Path("spec.yaml").write_text(yaml.safe_dump(spec))
+    Path("spec.yaml").write_text(yaml.safe_dump({**spec, **changes}))
+
+
+@pytest.mark.soak
+def test_the_doctor_finds_everything_that_runs_here(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_copper_spec()
     status, said = call("doctor", "spec.yaml")
     assert status == 0, said
     rows = {line.split("  ")[0]: line for line in said.splitlines()}
@@ -196,16 +201,7 @@ def test_the_doctor_finds_everything_that_runs_here(
 
 
 def test_one_label_shows_what_was_read(call: Call) -> None:
-    write("Cu.xyz", rattled(1), format="extxyz")
-    spec = {
-        "name": "small",
-        "type_map": ["Cu"],
-        "systems": {"copper": {"structures": ["Cu.xyz"]}},
-        "initial": {"perturb": {"copies": 2}},
-        "stages": [{"name": "cold", "systems": ["copper"], "temperatures": [50]}],
-        **EMT_RECIPE,
-    }
-    Path("spec.yaml").write_text(yaml.safe_dump(spec))
+    write_copper_spec()
     status, said = call("doctor", "spec.yaml", "--label-one")
     assert status == 0, said
     atoms = rattled(1)[0]
@@ -219,8 +215,7 @@ def test_one_label_shows_what_was_read(call: Call) -> None:
     stress = np.trace(atoms.get_stress(voigt=False)) / 3 / units.GPa
     assert pressure == pytest.approx(-stress, abs=2e-3)
     assert rows["program"].startswith("ase ")
-    spec["labels"] = {**EMT_RECIPE["labels"], "max_force": 1e-3}
-    Path("spec.yaml").write_text(yaml.safe_dump(spec))
+    write_copper_spec(labels={**EMT_RECIPE["labels"], "max_force": 1e-3})
     status, said = call("doctor", "spec.yaml", "--label-one")
     assert status == 1
     assert said.startswith("rejected: max-force: largest force")

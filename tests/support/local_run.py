@@ -52,7 +52,7 @@ class LocalRun:
 
 @contextmanager
 def at_work(root: Path, campaign: str) -> Iterator[LocalRun]:
-    """A run that takes requests in, and works on its tasks when it is told to."""
+    """A run that accepts requests, and works on its tasks only when the test calls it."""
     with sole_runner(root, campaign):
         run, stopping = LocalRun(root, campaign), threading.Event()
 

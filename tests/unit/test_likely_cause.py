@@ -1,4 +1,4 @@
-"""What a stage that does not converge is told to look at first."""
+"""The likely cause that is named when a stage does not converge."""
 
 from __future__ import annotations
 

@@ -85,8 +85,8 @@ def read_dpdata(
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Any]:
     """Every frame of a file, compressed or not, or folder in dpdata's format `form` as `ase.Atoms`.
-    Numbered types have the elements of their masses or, which is told, the model's order. Raises
-    `SpecError`."""
+    Numbered types have the elements of their masses, or else the model's order, which is reported.
+    Raises `SpecError`."""
     import dpdata  # deferred: slow to import
 
     if path.is_dir():

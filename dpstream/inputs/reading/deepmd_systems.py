@@ -31,7 +31,7 @@ class TypeNames(NamedTuple):
 
 def systems_in(folder: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
     """DeePMD-kit's systems in a folder, at any depth, behind links too; each folder once. Folders
-    that may not be read are told."""
+    without permission to read are reported."""
     locked: list[Path] = []
     systems = [each for each in folders(folder, locked.append) if (each / "type.raw").exists()]
     for remark in passed_over(locked):
@@ -52,8 +52,8 @@ def is_mixed(system: Path) -> bool:
 def read_system(
     folder: Path, names: TypeNames, tell: Callable[[str], None]
 ) -> Iterator[FoundFrame]:
-    """The frames of a system. That it has no names of its own for its types is told. Raises
-    `SpecError` without energy or force."""
+    """The frames of a system. Missing names of types are reported. Raises `SpecError` without
+    energy or force."""
     import dpdata  # deferred: slow to import
 
     sets = sorted(folder.glob("set.*"))

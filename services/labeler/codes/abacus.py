@@ -94,7 +94,9 @@ class AbacusSettings(WithPotentials):
         refuse(words, NOT_THE_USERS)
         for key, value in FROM_FILES:
             if words.get(key, "").lower().startswith(value):
-                raise ValueError(f"{key} {words[key]}: remove it; there is no such file in a run")
+                raise ValueError(
+                    f"{key} {words[key]}: remove it; the folder of a run has no such file"
+                )
         if words.get("esolver_type", "").lower().startswith(CLASSICAL):
             raise ValueError("esolver_type: must be a method with electrons, e.g. ksdft")
         return text

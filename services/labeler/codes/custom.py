@@ -30,7 +30,7 @@ VACUUM = 100.0
 """Å; edge of the cell of a molecule, for formats that require one."""
 MAX_MESSAGE = 300
 UNVERSIONED = "unversioned"
-"""Begins a version that stands in for one that nobody stated; it belongs to one campaign."""
+"""Start of the version of a program for which no version is stated; valid in one campaign."""
 
 
 def _known(name: str) -> str:
