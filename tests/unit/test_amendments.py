@@ -191,6 +191,7 @@ def test_any_amendments_at_any_time_end_in_a_verdict_and_true_books(
     assert replayed(first, campaign.ledger).dumps() == state.dumps()
 
 
+@pytest.mark.slow
 @examples(30, usual=4)
 @given(SEEDS, st.integers(1, 3), st.booleans())
 def test_in_lockstep_the_labels_follow_from_the_plans_and_their_rounds(

@@ -46,6 +46,7 @@ def complaint(wanted: Spec) -> str:
     return str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("descriptor", "words"),
     [

@@ -90,6 +90,7 @@ def test_numbers_make_no_difference_and_words_do() -> None:
     assert different.state.finished is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "labels"),
     [
@@ -140,6 +141,7 @@ def test_resume_labels_them_again_whatever_an_amendment_meanwhile_says(later: in
     assert replayed(of, campaign.ledger).dumps() == state.dumps()
 
 
+@pytest.mark.slow
 def test_a_run_on_this_machine_takes_it_up_before_it_looks_whether_it_is_paused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "from-dpgen"
 PARAM, MACHINE = EXAMPLE / "param.json", EXAMPLE / "machine.json"
 
 
+@pytest.mark.slow
 def test_the_example_is_imported_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(COMMANDS, "")
     machine = read_here(MACHINE)

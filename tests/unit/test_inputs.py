@@ -101,6 +101,7 @@ def test_everything_gathered_is_canonical_and_repeatable(tmp_path: Path) -> None
     assert frame_key(other.initial[0]) != frame_key(first.initial[0])
 
 
+@pytest.mark.slow
 def test_files_are_poscar_cif_and_several_frames(tmp_path: Path) -> None:
     cell = bulk("Si", cubic=True).repeat(2)
     ase.io.write(tmp_path / "a.POSCAR", cell, format="vasp")
@@ -215,6 +216,7 @@ def test_all_structures_are_taken_up_to_a_number_that_is_refused(
 # ------------------------------------------------------------------------------ perturbation
 
 
+@pytest.mark.slow
 def test_copies_too_close_are_drawn_again_or_refused(tmp_path: Path) -> None:
     molecule("CH4").write(tmp_path / "a.xyz")
     wanted = spec(
@@ -260,6 +262,7 @@ def _virial(atoms: Atoms, i: int, j: int, step: float = 1e-4) -> float:
     return float(-(energies[0] - energies[1]) / (2 * step))
 
 
+@pytest.mark.slow
 def test_extxyz_is_canonicalised_with_its_vectors(tmp_path: Path) -> None:
     ase.io.write(tmp_path / "set.extxyz", [labelled(copper(seed)) for seed in range(2)])
     items = read(tmp_path, "set.extxyz")
@@ -277,6 +280,7 @@ def system(tmp_path: Path) -> dpdata.LabeledSystem:
     return merged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["deepmd/npy", "deepmd/raw"])
 def test_deepmd_folders(tmp_path: Path, system: dpdata.LabeledSystem, form: str) -> None:
     system.to(form, str(tmp_path / "data" / "alcu"))
@@ -286,6 +290,7 @@ def test_deepmd_folders(tmp_path: Path, system: dpdata.LabeledSystem, form: str)
     check_against_emt(items)
 
 
+@pytest.mark.slow
 def test_deepmd_hdf5_with_and_without_a_system(
     tmp_path: Path, system: dpdata.LabeledSystem
 ) -> None:
@@ -300,6 +305,7 @@ def test_deepmd_hdf5_with_and_without_a_system(
         read(tmp_path, "data.hdf5#/none")
 
 
+@pytest.mark.slow
 def test_deepmd_types_without_names_count_in_model_order(
     tmp_path: Path, system: dpdata.LabeledSystem
 ) -> None:
@@ -310,6 +316,7 @@ def test_deepmd_types_without_names_count_in_model_order(
     check_against_emt(items)
 
 
+@pytest.mark.slow
 def test_molecules_lose_box_and_virial(tmp_path: Path) -> None:
     atoms = frozen(molecule("CH4"), energy=-1.0, forces=np.zeros((5, 3)))
     ase.io.write(tmp_path / "set.extxyz", atoms)
@@ -318,6 +325,7 @@ def test_molecules_lose_box_and_virial(tmp_path: Path) -> None:
     assert item.label.virial is None
 
 
+@pytest.mark.slow
 def test_an_internal_energy_among_free_energies_is_warned_of(tmp_path: Path) -> None:
     molecule("CH4").write(tmp_path / "a.xyz")
     atoms = frozen(molecule("CH4"), energy=-1.0, free_energy=-1.5, forces=np.zeros((5, 3)))
@@ -330,6 +338,7 @@ def test_an_internal_energy_among_free_energies_is_warned_of(tmp_path: Path) -> 
     assert said[1][0].startswith("initial.data: set.extxyz: has the internal energy, but labels.")
 
 
+@pytest.mark.slow
 def test_the_force_consistent_energy_is_taken(tmp_path: Path) -> None:
     atoms = frozen(molecule("CH4"), energy=-1.0, free_energy=-1.5, forces=np.zeros((5, 3)))
     ase.io.write(tmp_path / "set.extxyz", atoms)
@@ -337,6 +346,7 @@ def test_the_force_consistent_energy_is_taken(tmp_path: Path) -> None:
     assert item.label.energy == -1.5
 
 
+@pytest.mark.slow
 def test_sets_without_energy_or_forces(tmp_path: Path, system: dpdata.LabeledSystem) -> None:
     ase.io.write(tmp_path / "bare.extxyz", molecule("CH4"))
     with pytest.raises(
@@ -352,6 +362,7 @@ def test_sets_without_energy_or_forces(tmp_path: Path, system: dpdata.LabeledSys
         read(tmp_path, "data")
 
 
+@pytest.mark.slow
 def test_sets_that_do_not_fit(tmp_path: Path, system: dpdata.LabeledSystem) -> None:
     system.to("deepmd/npy", str(tmp_path / "data"))
     with pytest.raises(SpecError, match=r"data: element Cu is not in type_map \(Al\)"):
@@ -363,6 +374,7 @@ def test_sets_that_do_not_fit(tmp_path: Path, system: dpdata.LabeledSystem) -> N
         read(tmp_path, "empty")
 
 
+@pytest.mark.slow
 def test_garbage_named_outcar(tmp_path: Path) -> None:
     (tmp_path / "OUTCAR").write_text("not from VASP\n")
     with pytest.raises(SpecError, match="OUTCAR"):
@@ -401,6 +413,7 @@ def test_confined_the_parser_follows_the_links_of_a_data_folder(
     assert read(tmp_path / "spec", "set.extxyz")
 
 
+@pytest.mark.slow
 def test_names_in_messages_are_those_of_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -427,6 +440,7 @@ def test_a_set_that_announces_a_quadrillion_of_atoms(
         read(tmp_path, "set.extxyz")
 
 
+@pytest.mark.slow
 def test_what_a_reader_warns_of_is_a_warning_of_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,6 +461,7 @@ def test_what_a_reader_warns_of_is_a_warning_of_ours(
     )
 
 
+@pytest.mark.slow
 def test_imported_frames_are_taken_once_and_never_held_out_too(tmp_path: Path) -> None:
     atoms = labelled(copper())
     ase.io.write(tmp_path / "set.extxyz", [atoms, atoms])

@@ -234,6 +234,7 @@ class Fickle(CampaignSimulator):
         return super()._label(command)
 
 
+@pytest.mark.slow
 @examples(20, usual=8)
 @given(
     st.integers(0, 2**32),

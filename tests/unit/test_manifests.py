@@ -352,6 +352,7 @@ def secrets_by(script: str, *arguments: object) -> dict[str, dict[str, str]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_secret_that_is_named_is_printed_by_the_scripts(
     overlay: str, access: Path, complete: Any

@@ -130,6 +130,7 @@ def test_lockstep_ends_in_the_same_state_with_offers_in_the_storm(seed: int) -> 
     assert told(stormy, "a") == told(calm, "a")
 
 
+@pytest.mark.slow
 @examples(15, usual=6)
 @given(SEEDS, st.sampled_from(["lockstep", "streaming"]), st.sampled_from([0.0, 0.1, 0.4]))
 def test_every_offered_frame_gets_one_last_word(seed: int, mode: str, faults: float) -> None:
@@ -582,6 +583,7 @@ def extxyz(*atoms: Atoms) -> bytes:
     return text.getvalue().encode()
 
 
+@pytest.mark.slow
 def test_a_verdict_on_every_kind_of_bad_frame(tmp_path: Path) -> None:
     close = CH4.copy()
     close.positions[1] = close.positions[0] + 0.1
@@ -779,6 +781,7 @@ def test_a_snapshot_keeps_the_offers() -> None:
     check_snapshot(campaign.state)
 
 
+@pytest.mark.slow
 def test_why_tells_of_offered_frames(tmp_path: Path) -> None:
     campaign = after_first_committee(
         LossyDelivery(CampaignSimulator(), spec(mode="streaming", selection=PLENTY))

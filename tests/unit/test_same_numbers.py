@@ -158,6 +158,7 @@ def test_errors_of_the_newest_committee(shown: Shown) -> None:
         assert [error["train"] for error in shown.api["errors"]] == forces
 
 
+@pytest.mark.slow
 def test_the_final_model(shown: Shown) -> None:
     final = shown.results.final
     assert ("final model: train" in shown.status) is (final is not None)

@@ -32,6 +32,7 @@ def test_a_folder_is_private_and_goes(tmp_path: Path) -> None:
     assert not other.exists()
 
 
+@pytest.mark.slow
 def test_what_the_dead_left_is_swept_and_the_living_keep_theirs(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],

@@ -56,6 +56,7 @@ def said(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_asks_and_the_second_ends(start: Start, kind: signal.Signals) -> None:
     process = start("stopping.wait(); print('asked', flush=True); time.sleep(60)")
@@ -65,6 +66,7 @@ def test_the_first_asks_and_the_second_ends(start: Start, kind: signal.Signals) 
     assert process.wait(10) == 128 + kind
 
 
+@pytest.mark.slow
 def test_a_thread_that_waits_for_the_event_is_never_locked_out(start: Start) -> None:
     # The main thread takes and leaves the event's own lock all the time.
     process = start("while not stopping.wait(1e-6): pass")
@@ -72,6 +74,7 @@ def test_a_thread_that_waits_for_the_event_is_never_locked_out(start: Start) -> 
     assert process.wait(10) == 0
 
 
+@pytest.mark.slow
 def test_other_signals_ask_nothing(start: Start) -> None:
     body = (
         "signal.signal(signal.SIGUSR1, lambda *_: print('heard', flush=True)); "
@@ -81,6 +84,7 @@ def test_other_signals_ask_nothing(start: Start) -> None:
     assert [said(process), said(process)] == ["heard", "False"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_is_interrupted_by_the_second_and_ignores_a_third(
     start: Start, kind: signal.Signals

@@ -181,6 +181,7 @@ def test_other_inputs_of_the_same_name_are_refused(
         submit(spec(), gathered, newer, store, 100.0)
 
 
+@pytest.mark.slow
 def test_the_ledger_keeps_what_became_of_imported_sets(
     tmp_path: Path, recipe: Recipe, store: FolderStore
 ) -> None:

@@ -142,6 +142,7 @@ def test_a_few_different_reasons_are_kept() -> None:
     )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from("dmcpr"), st.booleans()), max_size=12))
 @examples(300, usual=30)
 def test_doubled_messages_change_nothing(given: list[tuple[str, bool]]) -> None:

@@ -119,6 +119,7 @@ def test_a_statement_that_the_campaign_contradicts_is_refused(folder: Path) -> N
         gather(campaign, folder)
 
 
+@pytest.mark.slow
 def test_the_plan_says_whether_labels_have_a_virial(folder: Path) -> None:
     assert "virial required of every label, by stages.0.md.ensemble" in shown(
         spec(stages=[NPT], training={"input": {"loss": {"start_pref_v": 0.0}}}), folder
