@@ -36,6 +36,9 @@ pipe without a writer takes no processor time."""
 START_SECONDS = 300.0
 """Wall time in which a new child has imported its libraries."""
 
+LEAST_SECONDS = 5.0
+"""Processor time that the smallest file may take."""
+
 
 class Unreadable(DpstreamError):
     """The bytes cannot be parsed, or only with more than the limits allow. `kind`: class of the
@@ -50,7 +53,7 @@ def limits_of(frames: int, atoms: int) -> Limits:
     """Limits for a file of `frames` with `atoms` in total. Ten times what ASE needs for extended
     xyz: some 20 µs and 400 bytes per atom."""
     return Limits(
-        seconds=5.0 + 0.02 * frames + 2e-4 * atoms,
+        seconds=LEAST_SECONDS + 0.02 * frames + 2e-4 * atoms,
         memory=256 * MIB + 4096 * atoms,
         file=MIB + 512 * atoms,
     )

@@ -376,6 +376,7 @@ def test_a_newer_committee_takes_over_between_chunks(
     assert (state["version"], state["made"], state["uniform"]) == (3, 10, False)
 
 
+@pytest.mark.soak
 def test_a_killed_engine_is_a_crash_and_the_next_task_works(
     resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
 ) -> None:

@@ -75,6 +75,7 @@ def test_relative_forces_favour_the_small_ones(trainer: TrainerHarness) -> None:
     assert relative.measured(large)["force"] > absolute.measured(large)["force"]
 
 
+@pytest.mark.soak
 def test_atoms_without_a_prefactor_are_not_believed(trainer: TrainerHarness) -> None:
     """Two atoms of three with their forces upside down, the third alone to learn from: a loss that
     looked at all, or at none, would err by more than the forces themselves."""
