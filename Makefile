@@ -10,7 +10,8 @@ PYTORCH_TESTS := -m pytorch tests/integration/test_backends.py \
   tests/integration/test_multitask.py \
   tests/e2e/test_dpa.py tests/e2e/test_pytorch.py
 
-# The tests start their own RabbitMQ nodes and their own Slurm, so no service has to run.
+# The tests start their own RabbitMQ nodes and their own Slurm, so no service has to run; bubblewrap
+# confines children where the kernel has no Landlock.
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
 SLURM := /usr/sbin/slurmctld
 GRID_ENGINE := /usr/sbin/sge_qmaster
@@ -81,9 +82,10 @@ schema: $(STAMP)
 install: $(STAMP)
 
 servers:
-	@test -x $(RABBITMQ) && test -x $(SLURM) || { $(ROOT) apt-get update -qq && $(ROOT) apt-get \
-	  install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 rabbitmq-server slurm-wlm \
-	  munge >/dev/null; } || echo "RabbitMQ or Slurm cannot be installed: their tests are skipped"
+	@test -x $(RABBITMQ) && test -x $(SLURM) && command -v bwrap >/dev/null || { $(ROOT) apt-get \
+	  update -qq && $(ROOT) apt-get install -y -qq --no-install-recommends \
+	  -o DPkg::Lock::Timeout=300 rabbitmq-server slurm-wlm munge bubblewrap >/dev/null; } || \
+	  echo "RabbitMQ, Slurm or bubblewrap cannot be installed: their tests are skipped"
 
 grid-engine:
 	@test -x $(GRID_ENGINE) || { $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq \
