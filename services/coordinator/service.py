@@ -42,6 +42,7 @@ from dpstream.services.coordinator.ledger.ledger import (
     begun_and_ended,
     finished_uri,
 )
+from dpstream.services.coordinator.ledger.salvage import stored_training
 from dpstream.services.coordinator.open_campaign import OpenCampaign, header
 from dpstream.services.coordinator.parked import ParkedEvents
 from dpstream.services.coordinator.policy import decide
@@ -565,7 +566,14 @@ class Coordinator:
         self._recall_claims(
             open_campaign, [task for task in lost if task not in open_campaign.kept]
         )
-        return [open_campaign.lapse(task, now, self.clock()) for task in sorted(lost)]
+        return [self._end_of_lease(open_campaign, task, now) for task in sorted(lost)]
+
+    def _end_of_lease(self, open_campaign: OpenCampaign, task: str, now: float) -> m.Message:
+        """The result, if it was stored and only its event was lost; else the lapse."""
+        command = open_campaign.state.tasks[task].command
+        lapsed = open_campaign.lapse(task, now, self.clock())
+        stored = stored_training(self.store, command) if isinstance(command, m.Train) else None
+        return stored or lapsed
 
     def _recall_claims(self, open_campaign: OpenCampaign, tasks: Iterable[str]) -> None:
         """Reads the claims of tasks that were running before this coordinator started: a process

@@ -25,9 +25,10 @@ from dpstream.shared.bus.topology import CONTROL, COORDINATOR
 from dpstream.shared.codec import decode, encode
 from dpstream.shared.errors import BusError, Fenced, StoreError
 from dpstream.shared.ports import Outgoing
+from dpstream.shared.proof import digest
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
-from dpstream.shared.values import campaign_uri
+from dpstream.shared.values import TRAINED, campaign_uri
 from tests.support.archived import tasks_of
 from tests.support.campaign_simulator import CampaignSimulator, spec, submission
 from tests.support.coordinator import (
@@ -272,6 +273,27 @@ def test_a_task_whose_worker_falls_silent_is_issued_again(harness: CoordinatorHa
     again = harness.published()
     assert [(c.task, c.attempt) for c in again] == [(command.task, 2)]
     assert tasks_of(open_campaign.state)[command.task].lapses == 1
+
+
+@pytest.mark.parametrize("proof", ["right", "wrong"])
+def test_a_stored_training_is_not_repeated_because_its_event_was_lost(
+    harness: CoordinatorHarness, proof: str
+) -> None:
+    """An earlier coordinator, say, did not understand the event of a newer trainer."""
+    harness.submit(small())
+    while not (trainings := harness.published("train")):
+        harness.work()
+        harness.step()
+    command = trainings[0]
+    claimed, trained = harness.world.answer(command)
+    harness.publish(claimed.model_copy(update={"proof_sha256": digest("right")}))
+    stored = b"\n".join((encode(command), encode(trained), proof.encode()))
+    harness.store.put(f"campaigns/world/results/{command.task}/1/{TRAINED}", stored)
+    harness.pass_time(LEASE + 20.0)
+    again = [(c.task, c.attempt) for c in harness.published() if c.task == command.task]
+    assert again == ([] if proof == "right" else [(command.task, 2)])
+    members = harness.coordinator.open_campaigns["world"].state.committee.members.values()
+    assert (command.task in {member.task for member in members}) is (proof == "right")
 
 
 class Looked(dict[str, float]):

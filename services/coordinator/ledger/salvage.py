@@ -119,11 +119,18 @@ def _trained_in_snapshots(
 def _stored_trainings(store: Store, campaign: str) -> Iterator[tuple[m.Command, m.MemberTrained]]:
     """Those whose command and event a trainer stored with the model, first attempts first."""
     keys = store.list(campaign_uri(campaign, "results", ""))
-    stored = (_stored_training(store, key) for key in keys if key.endswith(f"/{TRAINED}"))
+    stored = (_read_training(store, key) for key in keys if key.endswith(f"/{TRAINED}"))
     yield from sorted(filter(None, stored), key=lambda training: training[1].attempt)
 
 
-def _stored_training(store: Store, key: str) -> tuple[m.Command, m.MemberTrained] | None:
+def stored_training(store: Store, command: m.Train) -> m.MemberTrained | None:
+    """What a trainer has stored as the result of this attempt."""
+    key = campaign_uri(command.campaign, "results", command.task, command.attempt, TRAINED)
+    found = _read_training(store, key) if store.exists(key) else None
+    return None if found is None else found[1]
+
+
+def _read_training(store: Store, key: str) -> tuple[m.Command, m.MemberTrained] | None:
     """Command and event in an object; None unless it is that of the event's attempt and comes from
     the worker that has claimed the attempt: every worker can create results."""
     try:
