@@ -23,7 +23,7 @@ from dpstream.commands.options import DEFAULT_ROOT, Campaign, Root, named, there
 from dpstream.export.dataset_folder import claim, write_dataset
 from dpstream.export.results import CampaignResults
 from dpstream.running.connection import open_store
-from dpstream.running.recipe_file import read_recipe
+from dpstream.running.recipe_file import recipe_of
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.recipes import electrons
 from dpstream.shared.atoms.dataset import Labelled, load_dataset
@@ -257,7 +257,7 @@ def _fitting(wanted: str | None) -> Fits:
     if wanted is None:
         return lambda recipe, formula: True
     if _is_file(wanted):
-        own = read_recipe(Path(wanted))[0].recipe
+        own = recipe_of(Path(wanted))
         return lambda recipe, formula: _digest(recipe, formula) == _digest(own, formula)
     return lambda recipe, formula: any(
         digest.startswith(wanted) for digest in (recipe.digest, _digest(recipe, formula))

@@ -34,6 +34,7 @@ from dpstream.inputs.reading.sets import check_one_energy
 from dpstream.inputs.systems import SystemStructures
 from dpstream.inputs.training_files import TrainingFile, given_files
 from dpstream.services.labeler.acceptance import Tolerance
+from dpstream.services.labeler.recipes import unlabelable
 from dpstream.shared.atoms.builders import perturbed_apart, scaled
 from dpstream.shared.atoms.frames import Frame, FrameLabel, closest_pair, frame_key
 from dpstream.shared.atoms.properties import PROPERTIES
@@ -54,11 +55,11 @@ class Gathered:
 
     systems: starting structures by system; initial: frames to label first; labelled: imported
     training data; test: held-out labelled frames; warnings: for the user; absurd: what is so
-    implausible that only `--force` starts it; files: training files by name; attachments: files
-    that the labeling recipe names by digest; points: structures for each property in
-    verification.properties; lengths: structures per trajectory, for systems of the engine
-    `frames`; sources: what became of each labelled set that deserves no warning; imported: what
-    became of the sets in initial.data, for the ledger.
+    implausible, or so sure to give no label, that only `--force` starts it; files: training files
+    by name; attachments: files that the labeling recipe names by digest; points: structures for
+    each property in verification.properties; lengths: structures per trajectory, for systems of the
+    engine `frames`; sources: what became of each labelled set that deserves no warning; imported:
+    what became of the sets in initial.data, for the ledger.
     """
 
     systems: dict[str, list[Frame]]
@@ -118,13 +119,14 @@ def gather(
     warnings = [*_about_sets(spec, reports, labelled), *left_out, *structures.remarks, *again]
     warnings += [*misnumbered(spec, structures), *warnings_of(spec, systems, labelled)]
     found = findings(spec, systems, _pairs(labelled))
+    absurd = [*filter(None, [unlabelable(spec.labels)]), *(f.text for f in found if f.absurd)]
     gathered = Gathered(
         systems,
         initial,
         _pairs(labelled),
         _pairs(test),
         [*warnings, *(each.text for each in found if not each.absurd)],
-        [each.text for each in found if each.absurd],
+        absurd,
         given_files(spec, folder),
         points=points,
         lengths=run_lengths(spec),

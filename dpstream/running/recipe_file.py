@@ -11,11 +11,12 @@ from pydantic import Field
 from dpstream.inputs.label_inputs import with_label_inputs
 from dpstream.inputs.systems import SystemStructures
 from dpstream.running.label_here import LabelMethod
-from dpstream.services.labeler.recipes import make_recipe, read_files
+from dpstream.services.labeler.recipes import make_recipe, read_files, unlabelable
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import LabelSettings, Section, load_spec
 from dpstream.shared.spec.errors import read_document, validated
 from dpstream.shared.spec.inline_files import with_texts
+from dpstream.shared.values import Recipe
 
 RecipeOption = Annotated[
     Path,
@@ -35,7 +36,22 @@ class RecipeFile(Section):
 
 def read_recipe(path: Path) -> tuple[LabelMethod, tuple[str, ...]]:
     """The label method, including files that its settings name, and the type map (empty if the file
-    has none). Raises `SpecError` naming file, key, value and remedy."""
+    has none). Raises `SpecError` naming file, key, value and remedy, also for settings that give no
+    label."""
+    method, type_map = _method(path)
+    problem = unlabelable(method.labels)
+    if problem is not None:
+        raise SpecError(f"{path}: {problem}")
+    return method, type_map
+
+
+def recipe_of(path: Path) -> Recipe:
+    """The recipe, by which labels may exist already. Raises `SpecError` as `read_recipe` does, but
+    not for settings that an earlier release accepted."""
+    return _method(path)[0].recipe
+
+
+def _method(path: Path) -> tuple[LabelMethod, tuple[str, ...]]:
     try:
         labels, type_map = _read(path)
         labels, files = read_files(labels, path.parent)

@@ -76,6 +76,17 @@ def make_recipe(labels: LabelSettings) -> Recipe:
     )
 
 
+def unlabelable(labels: LabelSettings) -> str | None:
+    """The setting with which every frame would be rejected or get a wrong label, with the remedy;
+    None if there is none. Raises SpecError as `make_recipe` does."""
+    code = code_of(labels)
+    try:
+        code.check_labelable(_validated(code, labels.settings))
+    except ValueError as error:
+        return f"labels.settings.{error}"
+    return None
+
+
 def virial_less(code: Code, settings: dict[str, Any]) -> str | None:
     """The setting because of which labels of periodic frames have no virial; None if they have one,
     or if that is not known before the first label."""

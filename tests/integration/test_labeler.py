@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 
 from dpstream.services.labeler import handlers, recipes
 from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.attachments import attached
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.handlers import HANDLERS, check_label, label, reference
 from dpstream.services.labeler.known_labels import check_key
@@ -52,12 +53,15 @@ from dpstream.shared.messages import CheckLabel, Command, Label, LabelsDone, Mes
 from dpstream.shared.runtime.child_process import ChildProcess, Limits
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.parser import MIB
-from dpstream.shared.spec import Spec
+from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.spec.dimers import dimer_frames
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import SIGNERS, FrameRef, Ref, label_uri
+from tests.support.labeling_programs import require
 from tests.support.pair_program import PairProgram
+from tests.support.qe_keywords import COARSE, LDA, SILICON
 
+SILICON_SETTINGS = {**COARSE, "pseudopotentials": {"Si": LDA["Si"]}}
 EMT = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
 
 
@@ -66,7 +70,7 @@ def make_spec(labels: dict[str, Any], **verification: Any) -> Spec:
     return Spec.model_validate(
         {
             "name": "demo",
-            "type_map": ["H", "C", "O", "Cu", "Al"],
+            "type_map": ["H", "C", "O", "Cu", "Al", "Si"],
             "systems": {"s": {"structures": ["s.xyz"], "fparam": [300.0] if hot else []}},
             "initial": {"perturb": {}},
             "training": {"input": hot},
@@ -182,6 +186,18 @@ def test_equal_atoms_with_other_electrons_have_labels_of_their_own(lab: Lab) -> 
     assert plain.label.uri not in {each.label.uri for each in done.accepted}
     assert decode_labelled(lab.store.get(plain.label.uri))[1].energy == cold.energy
     assert lab.rules(labels, [frame]) == ["electron-temperature"]
+
+
+def test_a_campaign_under_way_keeps_a_keyword_that_no_campaign_may_begin_with(lab: Lab) -> None:
+    require("qe")
+    settings = {**SILICON_SETTINGS, "control": {"max_seconds": 100}}
+    given = LabelSettings(code="qe", settings=settings)
+    labels, files = recipes.read_files(given, Path())
+    assert "max_seconds: remove it" in str(recipes.unlabelable(labels))
+    for each in attached(labels.settings):
+        lab.store.create(each.ref("demo").uri, files[each.sha256])
+    done = lab.label(labels.model_dump(), lab.refs([canonical(SILICON).frame]))
+    assert (len(done.accepted), done.rejected) == (1, ())
 
 
 def test_a_bundle_is_labelled_with_its_provenance(lab: Lab) -> None:

@@ -10,8 +10,7 @@ import pytest
 
 from dpstream.services.labeler.acceptance import AcceptanceLimits, check_before
 from dpstream.services.labeler.codes.qe import Qe
-from dpstream.services.labeler.recipes import make_recipe, read_files
-from dpstream.shared.errors import SpecError
+from dpstream.services.labeler.recipes import make_recipe, read_files, unlabelable
 from dpstream.shared.spec import LabelSettings
 from tests.support.labeling_programs import point, require, rule
 from tests.support.qe_keywords import (
@@ -28,10 +27,10 @@ soak = pytest.mark.soak
 def refusal(family: Family) -> str:
     """What `validate` says; empty if it refuses nothing."""
     labels = LabelSettings(code="qe", settings=family.settings, charge=family.charge)
-    try:
-        recipe = make_recipe(read_files(labels, Path())[0])
-    except SpecError as error:
-        return str(error)
+    labels, _ = read_files(labels, Path())
+    recipe, problem = make_recipe(labels), unlabelable(labels)
+    if problem is not None:
+        return problem
     broken = check_before(family.frame, recipe, Qe(), AcceptanceLimits.of(labels))
     return "" if broken is None else broken.detail
 

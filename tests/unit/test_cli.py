@@ -674,3 +674,15 @@ def test_a_calculator_that_does_not_exist(
 def test_absurd_numbers_are_refused_with_the_name_of_the_spec(refused: Callable[..., str]) -> None:
     line = refused("validate", changed("trust", {"low": 100, "high": 300}))
     assert line.startswith("bad.yaml: trust.low: 100 eV/Å; the unit is eV/Å")
+
+
+def test_keywords_that_give_no_label_are_refused_before_a_campaign(
+    call: Call, refused: Callable[..., str]
+) -> None:
+    keywords = "force b3lyp/6-31g** freq"
+    spec = changed("labels", {"code": "gaussian", "settings": {"keywords": keywords}})
+    line = refused("validate", spec)
+    assert line.startswith("bad.yaml: labels.settings.keywords: freq: remove it; a label is the")
+    status, out, _ = call("validate", spec, "--force")
+    assert status == 0
+    assert "freq: remove it" in out

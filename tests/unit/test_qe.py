@@ -13,7 +13,7 @@ from dpstream.services.labeler.acceptance import AcceptanceLimits, BrokenRule, c
 from dpstream.services.labeler.attachments import attached
 from dpstream.services.labeler.codes.kpoints import mesh_of
 from dpstream.services.labeler.codes.qe import Qe, input_lines
-from dpstream.services.labeler.recipes import make_recipe, read_files
+from dpstream.services.labeler.recipes import make_recipe, read_files, unlabelable
 from dpstream.services.labeler.units import RYDBERG
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import SpecError
@@ -150,14 +150,29 @@ def test_they_are_found_where_pw_x_finds_them(
         ({"pseudopotentials": {"Al": "../../Al upf"}}, "no such file"),
         ({"starting_magnetization": {"Al": 1}}, "needs nspin 2"),
         ({"nspin": 2, "starting_magnetization": {"Fe": 1}}, "Fe: has no pseudopotential"),
-        ({"electrons": {"scf_must_converge": False}}, "unconverged labels are always rejected"),
-        ({"electrons": {"scf_must_converge": ".FALSE."}}, "unconverged labels are always rejected"),
         ({"electrons": {"conv_thr": 1e-3}}, "conv_thr: remove it"),
         ({"control": {"pseudo_dir": "/etc"}}, "pseudo_dir: remove it"),
         ({"system": {"nat": 7}}, "nat: remove it"),
         ({"system": {"a b": 7}}, "'a b' is not a keyword"),
+        ({"system": {"input_dft": "pbe'\n/"}}, "one line of text"),
+    ],
+)
+def test_what_is_refused_before_anything_starts(
+    folder: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SpecError) as raised:
+        settings(folder, **changes)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"electrons": {"scf_must_converge": False}}, "unconverged labels are always rejected"),
+        ({"electrons": {"scf_must_converge": ".FALSE."}}, "unconverged labels are always rejected"),
         ({"system": {"celldm(1)": 7}}, "celldm(1): remove it; dpstream writes the cell"),
-        ({"system": {"cosAB": 0.5}}, "cosAB: remove it; dpstream writes the cell"),
+        ({"system": {"cosAB": 0.5}}, "system.cosab: remove it; dpstream writes the cell"),
         ({"system": {"space_group": 227}}, "space_group: remove it"),
         ({"system": {"occupations": "From_Input"}}, "a card that dpstream does not write"),
         ({"system": {"assume_isolated": "m-p"}}, "use mt"),
@@ -169,16 +184,17 @@ def test_they_are_found_where_pw_x_finds_them(
             "no forces for 'pseudo'; use atomic or ortho-atomic",
         ),
         ({"control": {"max_seconds": 60}}, "max_seconds: remove it; give labels.max_seconds"),
-        ({"system": {"input_dft": "pbe'\n/"}}, "one line of text"),
     ],
 )
-def test_what_is_refused_before_anything_starts(
+def test_keywords_that_give_no_label_are_refused_before_a_campaign_alone(
     folder: Path, changes: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(SpecError) as raised:
-        settings(folder, **changes)
-    assert words in str(raised.value)
-    assert "\n" not in str(raised.value)
+    labels = LabelSettings(code="qe", settings={**WANTED, **changes})
+    message = unlabelable(read_files(labels, folder)[0])  # a labeler reads them without complaint
+    assert message is not None
+    assert message.startswith("labels.settings.")
+    assert words in message
+    assert "\n" not in message
 
 
 def test_a_file_is_read_from_a_spec_only() -> None:

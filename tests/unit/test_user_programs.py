@@ -16,7 +16,7 @@ from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.base import FileCode, Stressless
 from dpstream.services.labeler.codes.user_program import UNSTATED, is_stated
 from dpstream.services.labeler.machine_settings import MachineSettings
-from dpstream.services.labeler.recipes import make_recipe, recipe_for
+from dpstream.services.labeler.recipes import make_recipe, recipe_for, unlabelable
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import Permanent, SpecError
@@ -87,9 +87,6 @@ def test_vasp_tags_may_be_a_mapping_and_kpoints_a_text(potentials_folder: Path) 
 @pytest.mark.parametrize(
     ("code", "changes", "words"),
     [
-        ("vasp", {"incar": "MAGMOM = 1 1\nKSPACING=1"}, ["incar", "systems.NAME.label.magmom"]),
-        ("vasp", {"incar": "nelect=12\nKSPACING=1"}, ["incar", "systems.NAME.label.charge"]),
-        ("vasp", {"incar": "ENCUT = 400"}, ["kpoints", "KSPACING"]),
         ("vasp", {"kpoints": [0, 1, 1]}, ["kpoints", "0"]),
         (
             "vasp",
@@ -101,6 +98,29 @@ def test_vasp_tags_may_be_a_mapping_and_kpoints_a_text(potentials_folder: Path) 
         ("vasp", {"sha256": {"Na": "0" * 16}}, ["potentials.Na", "as stated"]),
         ("vasp", {"retries": [{"ENCUT": 300}]}, ["retries", "ENCUT may change", "ALGO"]),
         ("vasp", {"encut": 400}, ["encut", "unknown key"]),
+        ("abacus", {"input": "kspacing 1\nCal_Force 1"}, ["cal_force", "dpstream writes"]),
+        ("abacus", {"input": "ecutwfc 80\nkspacing 1\nstru_file S"}, ["stru_file", "dpstream"]),
+        ("siesta", {"fdf": "%block Lattice-Vectors"}, ["fdf", "Lattice-Vectors"]),
+        ("siesta", {"fdf": "Net.Charge 1"}, ["fdf", "Net.Charge"]),
+        ("pwmat", {"etot_input": "IN.PSP1 = x"}, ["etot_input", "IN.PSP1"]),
+        ("pwmat", {"etot_input": "4 1\nECUT=50"}, ["etot_input", "settings.parallel"]),
+    ],
+)
+def test_what_is_not_the_users_is_refused(
+    code: str, changes: dict[str, Any], words: list[str]
+) -> None:
+    message = complaint(code, changes)
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.usefixtures("potentials_folder")
+@pytest.mark.parametrize(
+    ("code", "changes", "words"),
+    [
+        ("vasp", {"incar": "MAGMOM = 1 1\nKSPACING=1"}, ["incar", "systems.NAME.label.magmom"]),
+        ("vasp", {"incar": "nelect=12\nKSPACING=1"}, ["incar", "systems.NAME.label.charge"]),
+        ("vasp", {"incar": "ENCUT = 400"}, ["kpoints", "KSPACING"]),
         ("vasp", {"incar": "ENCUT=400; MAGMOM = 5*0\nKSPACING=1"}, ["MAGMOM", "label.magmom"]),
         ("vasp", {"incar": "ENCUT=400 ! KSPACING = 1"}, ["kpoints", "KSPACING"]),
         ("vasp", {"incar": "# KSPACING = 1"}, ["kpoints", "KSPACING"]),
@@ -116,22 +136,21 @@ def test_vasp_tags_may_be_a_mapping_and_kpoints_a_text(potentials_folder: Path) 
         ("siesta", {"fdf": "MD.NumCGsteps 20"}, ["MD.NumCGsteps", "single point"]),
         ("abacus", {"input": "ecutwfc 80\ngamma_only 0"}, ["kpoints", "gamma_only 1"]),
         ("abacus", {"input": "ecutwfc 80\n# kspacing 0.1"}, ["kpoints", "kspacing"]),
-        ("abacus", {"input": "kspacing 1\nCal_Force 1"}, ["cal_force", "dpstream writes"]),
         ("abacus", {"input": "kspacing 1\ninit_chg file"}, ["init_chg file: remove it"]),
         ("abacus", {"input": "kspacing 1\nesolver_type lj"}, ["esolver_type", "ksdft"]),
-        ("abacus", {"input": "ecutwfc 80\nkspacing 1\nstru_file S"}, ["stru_file", "dpstream"]),
         ("abacus", {"input": "ecutwfc 80"}, ["kpoints", "kspacing"]),
         ("abacus", {"input": "basis_type lcao\nkspacing 1"}, ["orbitals", "Cl, Na"]),
-        ("siesta", {"fdf": "%block Lattice-Vectors"}, ["fdf", "Lattice-Vectors"]),
-        ("siesta", {"fdf": "Net.Charge 1"}, ["fdf", "Net.Charge"]),
-        ("pwmat", {"etot_input": "IN.PSP1 = x"}, ["etot_input", "IN.PSP1"]),
-        ("pwmat", {"etot_input": "4 1\nECUT=50"}, ["etot_input", "settings.parallel"]),
     ],
 )
-def test_what_is_not_the_users_is_refused(
+def test_keywords_that_give_no_label_are_refused_before_a_campaign_alone(
     code: str, changes: dict[str, Any], words: list[str]
 ) -> None:
-    message = complaint(code, changes)
+    labels = LabelSettings(code=code, settings={**SETTINGS[code], **changes})
+    make_recipe(labels)  # as a labeler does
+    message = unlabelable(labels)
+    assert message is not None
+    assert message.startswith("labels.settings.")
+    assert "\n" not in message
     for word in words:
         assert word in message
 
@@ -155,7 +174,9 @@ def test_what_is_not_the_users_is_refused(
 def test_comments_quotes_and_several_tags_a_line_are_read_as_the_programs_do(
     code: str, changes: dict[str, Any]
 ) -> None:
-    make_recipe(LabelSettings(code=code, settings={**SETTINGS[code], **changes}))
+    labels = LabelSettings(code=code, settings={**SETTINGS[code], **changes})
+    make_recipe(labels)
+    assert unlabelable(labels) is None
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from ase.data import atomic_masses, atomic_numbers
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.base import CodeSettings
@@ -54,8 +55,9 @@ OURS = "dpstream writes it"
 NOT_THE_USERS = {
     **dict.fromkeys(("SUFFIX", "STRU_FILE", "KPOINT_FILE", "PSEUDO_DIR", "ORBITAL_DIR"), OURS),
     **dict.fromkeys(("CALCULATION", "CAL_FORCE", "CAL_STRESS", "NTYPE"), OURS),
-    **dict.fromkeys(("NELEC", "NELEC_DELTA"), "give systems.NAME.label.charge"),
 }
+"""Keywords that name files, or that the input has already."""
+PER_SYSTEM = dict.fromkeys(("NELEC", "NELEC_DELTA"), "give systems.NAME.label.charge")
 FROM_FILES = (("init_chg", "file"), ("init_wfc", "file"))
 CLASSICAL = ("lj", "dp", "nep")
 SMEARING = re.compile(r"\s*smearing(_method|_sigma|_sigma_temp)?\s", re.IGNORECASE)
@@ -90,33 +92,43 @@ class AbacusSettings(WithPotentials):
     @classmethod
     def _general(cls, text: str) -> str:
         text = text.replace(HEADER, "")  # INPUT is written with its own
-        words = abacus_words(text)
-        refuse(words, NOT_THE_USERS)
-        for key, value in FROM_FILES:
-            if words.get(key, "").lower().startswith(value):
-                raise ValueError(
-                    f"{key} {words[key]}: remove it; the folder of a run has no such file"
-                )
-        if words.get("esolver_type", "").lower().startswith(CLASSICAL):
-            raise ValueError("esolver_type: must be a method with electrons, e.g. ksdft")
+        refuse(abacus_words(text), NOT_THE_USERS)
         return text
 
-    @model_validator(mode="after")
-    def _whole(self) -> AbacusSettings:
-        words = abacus_words(self.input)
-        at_gamma = words.get("gamma_only", "").lower().startswith(("1", "t"))
-        if self.kpoints is None and not at_gamma and number_of(words.get("kspacing", ""), 0) <= 0:
-            raise ValueError("kpoints: give them, or kspacing or gamma_only 1 in the input")
-        missing = sorted(self.potentials.keys() - self.orbitals.keys())
-        if words.get("basis_type", "").lower().startswith("lcao") and missing:
-            raise ValueError(f"orbitals: basis_type lcao needs one of {', '.join(missing)}")
-        return self
+
+def _check_words(words: Mapping[str, str]) -> None:
+    """Raises ValueError for keywords that are not the user's, and for those with which ABACUS gives
+    anything but energy and forces of the electrons in one frame."""
+    refuse(words, PER_SYSTEM, "input: ")
+    for key, value in FROM_FILES:
+        if words.get(key, "").lower().startswith(value):
+            raise ValueError(
+                f"input: {key} {words[key]}: remove it; the folder of a run has no such file"
+            )
+    if words.get("esolver_type", "").lower().startswith(CLASSICAL):
+        raise ValueError("input: esolver_type: must be a method with electrons, e.g. ksdft")
+
+
+def _check_whole(words: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    """Raises ValueError where k-points or orbitals are missing."""
+    at_gamma = words.get("gamma_only", "").lower().startswith(("1", "t"))
+    meshed = settings["kpoints"] is not None or number_of(words.get("kspacing", ""), 0) > 0
+    if not (meshed or at_gamma):
+        raise ValueError("kpoints: give them, or kspacing or gamma_only 1 in the input")
+    missing = sorted(settings["potentials"].keys() - settings["orbitals"].keys())
+    if words.get("basis_type", "").lower().startswith("lcao") and missing:
+        raise ValueError(f"orbitals: basis_type lcao needs one of {', '.join(missing)}")
 
 
 class Abacus(Program):
     name = "abacus"
     default_command = ("abacus",)
     settings: type[CodeSettings] = AbacusSettings
+
+    def check_labelable(self, settings: dict[str, Any]) -> None:
+        words = abacus_words(settings["input"])
+        _check_words(words)
+        _check_whole(words, settings)
 
     def stated_version(self, settings: dict[str, Any], stated: str | None) -> str:
         version = super().stated_version(settings, stated)

@@ -23,8 +23,11 @@ from dpstream.shared.values import Recipe
 
 
 class CodeSettings(BaseModel):
-    """Base of every code's settings: everything that affects the numbers, and nothing else. They
-    arrive in specs, so that a labeler checks them as `validate` does."""
+    """Base of every code's settings: everything that affects the numbers, and nothing else.
+
+    They arrive in specs, so that a labeler checks them as `validate` does: what they check is what
+    writing the input relies on, and what protects the worker. Keywords that are no danger but give
+    no label are for `Code.check_labelable`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,6 +48,11 @@ class Code(Scope, Protocol):
     def inputs(self) -> frozenset[str]:
         """The `LabelInputs` that it supports: charge, multiplicity, kpoints, magmom."""
 
+    def check_labelable(self, settings: dict[str, Any]) -> None:
+        """Raises ValueError, naming the setting and the remedy, for settings with which every frame
+        would be rejected or get a wrong label. Asked before a campaign starts, and by no labeler: a
+        campaign under way keeps what an earlier release accepted."""
+
     def semi_empirical(self, settings: dict[str, Any]) -> bool:
         """Whether the method is not a first-principles one; recorded in the provenance."""
 
@@ -61,12 +69,15 @@ class Code(Scope, Protocol):
 
 class CodeDefaults:
     """Base of labeling codes: a first-principles method for all elements that ignores the number of
-    electrons, accepts every frame and has no caveats."""
+    electrons, accepts all settings and every frame, and has no caveats."""
 
     electronic = False
     max_z = 118
     inputs: frozenset[str] = frozenset()
     tolerance = Tolerance()
+
+    def check_labelable(self, settings: dict[str, Any]) -> None:
+        return None
 
     def semi_empirical(self, settings: dict[str, Any]) -> bool:
         return False

@@ -136,14 +136,10 @@ class Cp2kSettings(CodeSettings):
             raise ValueError("kpoints and kspacing: give one of them")
         return self
 
-    @model_validator(mode="after")
-    def _read_from(self) -> Cp2kSettings:
-        try:
-            check_printed(_tree(self.keywords, self.template))
-        except ValueError as error:
-            key = "keywords" if self.template is None else "template"
-            raise ValueError(f"{key}: {error}") from error
-        return self
+
+def _key(settings: Mapping[str, Any]) -> str:
+    """The setting that holds CP2K's keywords."""
+    return "keywords" if settings["template"] is None else "template"
 
 
 def _tree(keywords: Mapping[str, Any], template: str | None) -> cp2k.Tree:
@@ -161,6 +157,12 @@ class Cp2k(CodeDefaults):
     inputs = frozenset({"charge", "kpoints", "multiplicity"})
     settings: type[CodeSettings] = Cp2kSettings
     restart_name = re.compile(rf"[\w.-]+-RESTART\.(?:wfn|kp)(?:{re.escape(BACKUP)})?")
+
+    def check_labelable(self, settings: dict[str, Any]) -> None:
+        try:
+            check_printed(_tree(settings["keywords"], settings["template"]))
+        except ValueError as error:
+            raise ValueError(f"{_key(settings)}: {error}") from error
 
     def version(self, settings: dict[str, Any]) -> str:
         return programs.stated_version(self.name, PROGRAM, r"CP2K version (\S+)", "--version")
@@ -200,9 +202,8 @@ class Cp2k(CodeDefaults):
         return {**settings, "keywords": cp2k.merged(settings["keywords"], over)}
 
     def no_virial(self, settings: dict[str, Any]) -> str | None:
-        key = "keywords" if settings["template"] is None else "template"
         reason = without_stress(_tree(settings["keywords"], settings["template"]))
-        return None if reason is None else f"{key}: {reason}"
+        return None if reason is None else f"{_key(settings)}: {reason}"
 
     def write_inputs(self, frame: Frame, recipe: Recipe, folder: Path) -> None:
         (folder / INPUT).write_text(input_text(frame, recipe))

@@ -7,6 +7,7 @@ brings its own.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,7 @@ class GaussianSettings(CodeSettings):
 
     @field_validator("keywords")
     @classmethod
-    def _with_forces(cls, text: str) -> str:
-        words = route_words(text)
-        if "force" not in words:
-            raise ValueError("should contain force: a label needs forces")
-        for word in words:
-            if word in OTHER_TASKS:
-                raise ValueError(f"{word}: remove it; a label is the single point of one frame")
-            if POST_SCF.match(word):
-                raise ValueError(f"{word}: {BEYOND_SCF}")
+    def _one_route(cls, text: str) -> str:
         if "\n" in text.strip():
             raise ValueError("must be one line; what follows the geometry is `extra`")
         if RUNS_PROGRAM.search(text):
@@ -70,6 +63,19 @@ class GaussianSettings(CodeSettings):
         return text
 
 
+def _check_route(words: Collection[str]) -> None:
+    """Raises ValueError unless the route section asks for forces of an SCF energy alone."""
+    if "force" not in words:
+        raise ValueError("keywords: should contain force: a label needs forces")
+    for word in words:
+        if word in OTHER_TASKS:
+            raise ValueError(
+                f"keywords: {word}: remove it; a label is the single point of one frame"
+            )
+        if POST_SCF.match(word):
+            raise ValueError(f"keywords: {word}: {BEYOND_SCF}")
+
+
 class Gaussian(Program):
     name = "gaussian"
     default_command = ("g16", INPUT)
@@ -78,6 +84,9 @@ class Gaussian(Program):
     electronic = True
     settings: type[CodeSettings] = GaussianSettings
     inputs = frozenset({"charge", "multiplicity"})
+
+    def check_labelable(self, settings: dict[str, Any]) -> None:
+        _check_route(route_words(settings["keywords"]))
 
     def method(self, settings: dict[str, Any]) -> str:
         return str(settings["keywords"])

@@ -45,13 +45,13 @@ def route_words(text: str) -> dict[str, str]:
     return {found[1]: found[2] for found in pairs if found}
 
 
-def refuse(given: Mapping[str, str], owned: Mapping[str, str]) -> None:
+def refuse(given: Mapping[str, str], owned: Mapping[str, str], where: str = "") -> None:
     """Raises ValueError, with the remedy, for the first of the `given` keywords that is in `owned`,
-    whose names are in capitals."""
+    whose names are in capitals. `where`: begins the message."""
     for name in given:
         remedy = owned.get(name.upper())
         if remedy is not None:
-            raise ValueError(f"{name}: remove it; {remedy}")
+            raise ValueError(f"{where}{name}: remove it; {remedy}")
 
 
 def is_true(value: Any) -> bool:

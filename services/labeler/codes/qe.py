@@ -32,7 +32,7 @@ from dpstream.services.labeler.codes.parse import (
 )
 from dpstream.services.labeler.codes.qe_keywords import (
     Namelist,
-    check_together,
+    check_keywords,
     checked_namelist,
     needs_mesh,
     unsuitable,
@@ -139,7 +139,6 @@ class QeSettings(CodeSettings):
         unknown = self.starting_magnetization.keys() - self.pseudopotentials.keys()
         if unknown:
             raise ValueError(f"starting_magnetization.{min(unknown)}: has no pseudopotential")
-        check_together(self.system, self.nspin)
         return self
 
 
@@ -155,6 +154,9 @@ class Qe(CodeDefaults):
     restart_name = re.compile(
         rf"{re.escape(SAVE)}/(?:(?:charge|ekin)-density\.(?:dat|hdf5)|(?:paw|occup)\.txt)"
     )
+
+    def check_labelable(self, settings: dict[str, Any]) -> None:
+        check_keywords(settings)
 
     def version(self, settings: dict[str, Any]) -> str:
         return programs.stated_version(self.name, PROGRAM, r"Program PWSCF v\.(\S+)")

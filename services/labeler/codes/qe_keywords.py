@@ -49,27 +49,37 @@ DERIVABLE = ("atomic", "ortho-atomic")
 
 
 def checked_namelist(name: str, given: Namelist) -> Namelist:
-    """The user's part of a namelist, names in lower case. Raises ValueError for an invalid keyword,
-    for one that has a setting of its own or is set by dpstream, and for one that can give no
-    label."""
+    """The user's part of a namelist, names in lower case. Raises ValueError for an invalid keyword
+    or value, and for a keyword that has a setting of its own or is set by dpstream."""
     for key, value in given.items():
         if not NAME.fullmatch(key):
             raise ValueError(f"{key!r} is not a keyword")
         if key.lower() in OURS[name]:
             raise ValueError(f"{key}: remove it; it has its own setting or dpstream writes it")
-        reason = UNUSABLE[name].get(key.lower().partition("(")[0])
-        if reason is not None:
-            raise ValueError(f"{key}: remove it; {reason}")
-        if key.lower() == "scf_must_converge" and not is_true(value):
-            raise ValueError(f"{key}: remove it; unconverged labels are always rejected")
         if isinstance(value, str) and "\n" in value:
             raise ValueError(f"{key}: a value is one line of text")
     return {key.lower(): value for key, value in given.items()}
 
 
-def check_together(system: Namelist, nspin: int) -> None:
+def check_keywords(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError for keywords with which pw.x gives no label of any frame."""
+    for name in UNUSABLE:
+        for key, value in settings[name].items():
+            _check_keyword(name, key, value)
+    _check_together(settings["system"], settings["nspin"])
+
+
+def _check_keyword(name: str, key: str, value: Any) -> None:
+    reason = UNUSABLE[name].get(key.partition("(")[0])
+    if reason is not None:
+        raise ValueError(f"{name}.{key}: remove it; {reason}")
+    if key == "scf_must_converge" and not is_true(value):
+        raise ValueError(f"{name}.{key}: remove it; unconverged labels are always rejected")
+
+
+def _check_together(system: Namelist, nspin: int) -> None:
     """Raises ValueError for values of &SYSTEM with which pw.x computes no forces, or refuses to
-    start. `nspin`: `settings.nspin`."""
+    start."""
     if _word(system, "occupations") == "from_input":
         raise ValueError("system.occupations: from_input needs a card that dpstream does not write")
     if _word(system, "assume_isolated") in MAKOV_PAYNE:

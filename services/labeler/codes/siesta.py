@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,24 +56,30 @@ class SiestaSettings(WithPotentials):
     @field_validator("fdf")
     @classmethod
     def _general(cls, text: str) -> str:
-        for line in text.splitlines():
-            words = re.split(r"[\s=:,]+", line.strip().lower().removeprefix("%block").strip())
-            key = re.sub(r"[-_.]", "", words[0])
+        for line, key, _ in _keywords(text):
             if key in NOT_THE_USERS:
-                raise ValueError(f"{line.strip()!r}: remove it; dpstream writes it")
-            if key in STEPS and words[1:2] != ["0"]:
-                raise ValueError(f"{line.strip()!r}: remove it; a label is a single point")
+                raise ValueError(f"{line!r}: remove it; dpstream writes it")
             if key.startswith(COMMANDED):
-                raise ValueError(
-                    f"{line.strip()!r}: not allowed: it includes, runs or obeys others"
-                )
+                raise ValueError(f"{line!r}: not allowed: it includes, runs or obeys others")
         return text
+
+
+def _keywords(text: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Each line, its keyword as SIESTA compares keywords, and the words that follow."""
+    for line in map(str.strip, text.splitlines()):
+        words = re.split(r"[\s=:,]+", line.lower().removeprefix("%block").strip())
+        yield line, re.sub(r"[-_.]", "", words[0]), words[1:]
 
 
 class Siesta(Program):
     name = "siesta"
     default_command = ("siesta", INPUT)
     settings: type[CodeSettings] = SiestaSettings
+
+    def check_labelable(self, settings: dict[str, Any]) -> None:
+        for line, key, values in _keywords(settings["fdf"]):
+            if key in STEPS and values[:1] != ["0"]:
+                raise ValueError(f"fdf: {line!r}: remove it; a label is a single point")
 
     def at_electron_temperature(self, settings: dict[str, Any], kelvin: float) -> dict[str, Any]:
         """`FreeEng` is E − TS. SIESTA uses the first of repeated keywords."""

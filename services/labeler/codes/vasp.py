@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.base import CodeSettings
@@ -101,36 +101,39 @@ class VaspSettings(WithPotentials):
     def _general(cls, text: str) -> str:
         if "PLUGINS" in text.upper():
             raise ValueError("PLUGINS: remove it; it runs Python code")
-        check_tags(incar_tags(text))
         return text
 
-    @model_validator(mode="after")
-    def _sampled(self) -> VaspSettings:
-        if self.kpoints is None and "KSPACING" not in incar_tags(self.incar):
-            raise ValueError("kpoints: give them, or KSPACING in the incar")
-        return self
 
-
-def check_tags(tags: Mapping[str, str]) -> None:
+def _check_tags(tags: Mapping[str, str]) -> None:
     """Raises ValueError for tags that are not the user's, and for those with which VASP gives
     anything but energy and forces of one frame."""
-    refuse(tags, NOT_THE_USERS)
+    refuse(tags, NOT_THE_USERS, "incar: ")
     if number_of(tags.get("NSW", ""), 0) > 0:
-        raise ValueError("NSW: remove it; a label is a single point, so that atoms must not move")
+        raise ValueError(
+            "incar: NSW: remove it; a label is a single point, so that atoms must not move"
+        )
     if number_of(tags.get("IMAGES", ""), 0) > 0:
-        raise ValueError("IMAGES: remove it; a label is the single point of one frame")
+        raise ValueError("incar: IMAGES: remove it; a label is the single point of one frame")
     if is_true(tags.get("ML_LMLFF", "")):
-        raise ValueError("ML_LMLFF: remove it; its forces are not those of the functional")
+        raise ValueError("incar: ML_LMLFF: remove it; its forces are not those of the functional")
     if number_of(tags.get("ICHARG", ""), 0) >= 10:
-        raise ValueError("ICHARG: remove it; from 10 on VASP needs a CHGCAR and keeps its density")
+        raise ValueError(
+            "incar: ICHARG: remove it; from 10 on VASP needs a CHGCAR and keeps its density"
+        )
     if FORCELESS.match(tags.get("ALGO", "").upper()):
-        raise ValueError(f"ALGO: {tags['ALGO']} computes no forces; use e.g. Normal or Fast")
+        raise ValueError(f"incar: ALGO: {tags['ALGO']} computes no forces; use e.g. Normal or Fast")
 
 
 class Vasp(Program):
     name = "vasp"
     default_command = ("vasp_std",)
     settings: type[CodeSettings] = VaspSettings
+
+    def check_labelable(self, settings: dict[str, Any]) -> None:
+        tags = incar_tags(settings["incar"])
+        _check_tags(tags)
+        if settings["kpoints"] is None and "KSPACING" not in tags:
+            raise ValueError("kpoints: give them, or KSPACING in the incar")
 
     def no_virial(self, settings: dict[str, Any]) -> str | None:
         tags = incar_tags(settings["incar"])
