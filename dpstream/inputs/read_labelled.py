@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dpstream.inputs.reading.ase_files import one_line
 from dpstream.inputs.reading.deepmd_systems import files_of, systems_in
 from dpstream.inputs.reading.found import KIND_WORDS, RULE_WORDS, EnergyKind
-from dpstream.inputs.reading.outputs import ABACUS_LOG
+from dpstream.inputs.reading.ionic_steps import ABACUS_LOG
 from dpstream.inputs.reading.patterns import find_grouped, folders, passed_over
 from dpstream.inputs.reading.recognise import UNPACKED, is_packed
 from dpstream.inputs.reading.sets import SetCount, SetOptions, Taken, check_one_energy, read_set

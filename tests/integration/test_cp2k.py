@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -226,3 +227,21 @@ def test_its_output_imported_is_the_same_label(done: tuple[Outcome, Path]) -> No
     np.testing.assert_allclose(
         item.frame.cell, hydrogen().cell, atol=1e-3
     )  # three decimals printed
+
+
+@pytest.mark.soak
+def test_the_steps_of_dynamics_imported_are_the_same_labels(run: Run, tmp_path: Path) -> None:
+    """To within what the start of the iterations leaves."""
+    recipe = make_recipe(LabelSettings(code="cp2k", settings=SETTINGS))
+    motion = "&MOTION\n&MD\nENSEMBLE NVE\nSTEPS 2\nTIMESTEP 0.5\nTEMPERATURE 300\n&END\n&END\n"
+    text = input_text(hydrogen(), recipe).replace("RUN_TYPE ENERGY_FORCE", "RUN_TYPE MD")
+    (tmp_path / "md.inp").write_text(motion + text)
+    with (tmp_path / "md.out").open("w") as out:
+        subprocess.run(["cp2k.psmp", "-i", "md.inp"], cwd=tmp_path, stdout=out, check=True)
+    items = read_labelled(["md.out"], tmp_path, ["H"], "initial.data").items
+    assert len(items) == 3
+    for item in items:
+        own = run(item.frame).label()
+        assert item.label.energy == pytest.approx(own.energy, abs=1e-5)
+        np.testing.assert_allclose(item.label.forces, own.forces, atol=1e-3)
+        np.testing.assert_allclose(item.label.virial, own.virial, atol=2e-3)

@@ -8,7 +8,6 @@ computed one.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,45 +16,27 @@ from typing import Any
 import numpy as np
 
 from dpstream.inputs.reading.columns import choose, labelled_frames
+from dpstream.inputs.reading.cp2k_steps import read_cp2k
 from dpstream.inputs.reading.found import FoundFrame
-from dpstream.inputs.reading.recognise import plainly_named
+from dpstream.inputs.reading.ionic_steps import (
+    read_abacus,
+    read_gaussian,
+    read_pwmat,
+    read_siesta,
+)
+from dpstream.inputs.reading.parsed import parsed
 from dpstream.inputs.reading.xml_outputs import read_qe_xml, read_vasprun
-from dpstream.services.labeler.acceptance import Outcome
-from dpstream.services.labeler.codes import CODES
-from dpstream.services.labeler.codes.abacus import SUFFIX
-from dpstream.services.labeler.codes.base import FileCode
 from dpstream.services.labeler.codes.parse import read_text
 from dpstream.services.labeler.codes.qe import SCREENED
 from dpstream.shared.atoms.frames import Frame, from_ase
-from dpstream.shared.errors import SpecError
 
-NOWHERE = Frame(("H",), np.zeros((1, 3)), np.eye(3))
-"""In place of a frame that is unknown, to find out whether an output is converged at all."""
 OUTCAR_STEP = re.compile(r"^.*free  energy   TOTEN.*eV *$", re.MULTILINE)
 """The last line of a step; without its unit the number may be cut off."""
 OUTCAR_FACTS = re.compile(r"^.*(?:vasp\.\d|TITEL|NELM |EDIFF  =|ISIF +=).*$", re.MULTILINE)
 OUTCAR_END = "\n Voluntary context switches: 0\n"
 QE_STEP = re.compile(r"^.*(?:Program PWSCF|ATOMIC_POSITIONS).*$", re.MULTILINE)
 QE_THRESHOLD = re.compile(r"^.*convergence threshold +=.*$", re.MULTILINE)
-ABACUS_LOG = "running_scf.log"
 QE_END = "JOB DONE."
-
-
-def _outcome(code: str, files: Mapping[str, str], frame: Frame) -> Outcome:
-    """What the parser of `code` reads from these files of a program that ended normally."""
-    program = CODES[code]
-    assert isinstance(program, FileCode)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for file, text in files.items():
-            (folder / file).parent.mkdir(exist_ok=True)
-            (folder / file).write_text(text)
-        return program.read_outputs(folder, frame, 0)
-
-
-def _found(code: str, files: Mapping[str, str], frame: Frame | None, problem: str) -> FoundFrame:
-    outcome = _outcome(code, files, frame or NOWHERE)
-    return FoundFrame(frame, outcome, energy="free", problem=problem)
 
 
 # ------------------------------------------------------------------------------ VASP
@@ -72,7 +53,7 @@ def read_outcar(path: Path) -> Iterator[FoundFrame]:
     facts = "\n".join(OUTCAR_FACTS.findall(header))
     for block in _outcar_blocks(text[len(header) :]):
         frame, problem = _outcar_frame(reader, block, species)
-        yield _found("vasp", {"OUTCAR": facts + "\n" + block}, frame, problem)
+        yield parsed("vasp", {"OUTCAR": facts + "\n" + block}, frame, problem)
 
 
 def _outcar_blocks(text: str) -> Iterator[str]:
@@ -108,7 +89,7 @@ def read_qe(path: Path) -> Iterator[FoundFrame]:
             continue
         followed = end is not None and "Program PWSCF" not in text[end : text.find("\n", end)]
         whole = f"{step}\n{header}\n{QE_END if followed else ''}\n"
-        yield _found("qe", {"stdout": whole}, frame, problem)
+        yield parsed("qe", {"stdout": whole}, frame, problem)
 
 
 def _qe_frames(path: Path) -> Iterator[tuple[Frame | None, str]]:
@@ -120,44 +101,6 @@ def _qe_frames(path: Path) -> Iterator[tuple[Frame | None, str]]:
                 yield from_ase(atoms), ""
     except Exception as error:  # ASE's readers raise many kinds
         yield None, f"{type(error).__name__}: {error}"
-
-
-# ------------------------------------------------------------------------------ single points
-
-
-def _single_point(
-    code: str, form: str, name: str, *, periodic: bool = True, beside: tuple[str, ...] = ()
-) -> Reader:
-    """A reader of outputs with one configuration, which the code's parser calls `name`; it also
-    reads the files `beside` the output. dpdata reads the atoms in its format `form`."""
-
-    def read(path: Path) -> Iterator[FoundFrame]:
-        frame, problem = _dpdata_frame(path, form, periodic)
-        others = {other: read_text(path.parent / other) for other in beside}
-        yield _found(code, {name: read_text(path), **others}, frame, problem)
-
-    return read
-
-
-def _dpdata_frame(path: Path, form: str, periodic: bool) -> tuple[Frame | None, str]:
-    import dpdata
-
-    try:
-        with plainly_named(path) as file:
-            data = dpdata.LabeledSystem(str(file), fmt=form).data
-        species = tuple(str(data["atom_names"][kind]) for kind in data["atom_types"])
-        cell = np.array(data["cells"][0]) if periodic else None
-        return Frame(species, np.array(data["coords"][0]), cell), ""
-    except Exception as error:  # dpdata's readers raise many kinds
-        return None, f"dpdata reads no frame ({type(error).__name__}: {error})"
-
-
-def read_abacus(path: Path) -> Iterator[FoundFrame]:
-    """The log of a single point; the atoms are in INPUT and STRU, two folders above."""
-    if path.name != ABACUS_LOG:
-        raise SpecError(f"{path}: only {ABACUS_LOG} of single points is read")
-    frame, problem = _dpdata_frame(path.parent.parent, "abacus/scf", True)
-    yield _found("abacus", {f"OUT.{SUFFIX}/running_scf.log": read_text(path)}, frame, problem)
 
 
 # ------------------------------------------------------------------------------ read by ASE
@@ -189,11 +132,11 @@ READERS: Mapping[str, Reader] = {
     "VASP vasprun.xml": read_vasprun,
     "QE": read_qe,
     "QE XML": read_qe_xml,
-    "CP2K": _single_point("cp2k", "cp2k/output", "stdout"),
+    "CP2K": read_cp2k,
     "ABACUS": read_abacus,
-    "SIESTA": _single_point("siesta", "siesta/output", "stdout"),
-    "Gaussian": _single_point("gaussian", "gaussian/log", "input.log", periodic=False),
-    "PWmat": _single_point("pwmat", "pwmat/mlmd", "OUT.MLMD", beside=("REPORT",)),
+    "SIESTA": read_siesta,
+    "Gaussian": read_gaussian,
+    "PWmat": read_pwmat,
     "FHI-aims": _through_ase(
         "aims-output", "Self-consistency cycle converged", "cycle not converged"
     ),
