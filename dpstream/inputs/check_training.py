@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -21,8 +22,12 @@ from dpstream.shared.spec.errors import did_you_mean
 
 BY_TYPE = frozenset({"se_e2_a", "se_e2_r", "se_e3"})
 """Descriptors with a number of neighbours for each element; they cut off those beyond it."""
-BUILT = frozenset({*BY_TYPE, "dpa1", "se_atten"})
-"""Descriptors that are built; larger ones take many seconds."""
+LAYERED = {"dpa2": "repformer", "dpa3": "repflow"}
+"""Descriptors made of equal layers, and the section with their number."""
+BUILT = frozenset({*BY_TYPE, "dpa1", "se_atten", *LAYERED})
+"""Descriptors that are built."""
+SHALLOW = 2
+"""Most layers that are built: sixteen take many seconds, and fit together as two do."""
 PROBE = 8
 """Neighbours per element of the model that is built where DeePMD-kit counts them."""
 
@@ -30,6 +35,12 @@ PROBE = 8
 def deepmd_is_here() -> bool:
     """Whether this machine can check training inputs; otherwise the trainers do."""
     return find_spec("deepmd") is not None
+
+
+def unbuilt(spec: Spec) -> list[str]:
+    """The descriptors of the spec that are not built here: the trainers build them."""
+    kinds = {_kind(each) for _, each in _all_descriptors(spec, _members(spec))}
+    return sorted(kinds - BUILT)
 
 
 def check_training(spec: Spec) -> None:
@@ -192,13 +203,17 @@ def counted_by_type(spec: Spec) -> Iterator[tuple[str, float, list[int]]]:
 
 
 def _probe(model: dict[str, Any]) -> dict[str, Any]:
-    """The model with few neighbours where they are counted from the data, and without files."""
+    """The model with few neighbours where they are counted from the data, with few layers, and
+    without files."""
     probe = json.loads(json.dumps(model))
     probe.pop("use_srtab", None)
     for _, descriptor in _descriptors(probe, ""):
-        if isinstance(descriptor.get("sel", "auto"), str):
-            by_type = _kind(descriptor) in BY_TYPE
-            descriptor["sel"] = [PROBE] * len(model["type_map"]) if by_type else PROBE
+        kind = _kind(descriptor)
+        if kind in LAYERED:
+            layers = descriptor[LAYERED[kind]]
+            layers["nlayers"] = min(layers["nlayers"], SHALLOW)
+        elif isinstance(descriptor.get("sel", "auto"), str):
+            descriptor["sel"] = [PROBE] * len(model["type_map"]) if kind in BY_TYPE else PROBE
     return dict(probe)
 
 
@@ -220,5 +235,6 @@ def _fault(model: str) -> str:
     except (NotImplementedError, ImportError):
         return ""  # the backends support more than the NumPy implementation
     except Exception as error:  # of any kind, for any reason
-        return _plain(f"{type(error).__name__}: {error}")[:200]
+        told = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+        return _plain(f"{type(error).__name__}: {told}")[:200]
     return ""

@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dpstream.inputs.check_training import deepmd_is_here
+from dpstream.inputs.check_training import deepmd_is_here, unbuilt
 from dpstream.inputs.gather import Gathered
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.custom import UNVERSIONED
@@ -206,6 +206,14 @@ def _initial_words(gathered: Gathered) -> str:
     return "; ".join(parts)
 
 
+def _unchecked(spec: Spec) -> str:
+    """What of the trainings the trainers find out."""
+    if not deepmd_is_here():
+        return "; checked by the trainers: no DeePMD-kit here"
+    others = ", ".join(unbuilt(spec))
+    return f"; not built here, but by the trainers: {others}" if others else ""
+
+
 def _training_words(spec: Spec) -> str:
     training = spec.training
     warm = (
@@ -214,7 +222,6 @@ def _training_words(spec: Spec) -> str:
         if training.warm
         else "; always from scratch"
     )
-    unchecked = "" if deepmd_is_here() else "; checked by the trainers: no DeePMD-kit here"
     start = ""
     if training.init is not None:
         start = f"; starts from {', '.join(training.init.model)} ({training.init.how})"
@@ -222,7 +229,7 @@ def _training_words(spec: Spec) -> str:
         f"{training.members} members ({training.backend}), {_batch_words(spec)}, steps = "
         f"{training.epochs:g} × frames / batch, between {training.min_steps} and "
         f"{training.max_steps}{warm}; final model "
-        f"{training.final.steps_factor:g} × as long{start}{unchecked}"
+        f"{training.final.steps_factor:g} × as long{start}{_unchecked(spec)}"
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from dpstream.inputs.check_training import check_training
+from dpstream.inputs.check_training import check_training, unbuilt
 from dpstream.inputs.plausibility import findings
 from dpstream.shared.atoms.frames import FrameLabel, canonical, from_ase
 from dpstream.shared.errors import SpecError
@@ -67,6 +67,61 @@ def test_what_cannot_be_built_is_refused_with_its_key(
     descriptor: dict[str, Any], words: str
 ) -> None:
     assert words in complaint(spec(descriptor))
+
+
+DPA2 = {
+    "type": "dpa2",
+    "repinit": {"rcut": 6.0, "rcut_smth": 0.5, "nsel": 12},
+    "repformer": {"rcut": 4.0, "rcut_smth": 0.5, "nsel": 8, "nlayers": 12},
+}
+DPA3 = {
+    "type": "dpa3",
+    "repflow": {
+        **{"e_rcut": 6.0, "e_rcut_smth": 5.3, "e_sel": 12},
+        **{"a_rcut": 4.0, "a_rcut_smth": 3.5, "a_sel": 8, "nlayers": 16},
+    },
+}
+
+
+def with_layers(descriptor: dict[str, Any], **changes: Any) -> Spec:
+    """`changes`: of the section of its layers."""
+    name = "repformer" if "repformer" in descriptor else "repflow"
+    given = {**descriptor, name: {**descriptor[name], **changes}}
+    return spec(training={"backend": "pytorch", "input": {"model": {"descriptor": given}}})
+
+
+@pytest.mark.parametrize("descriptor", [DPA2, DPA3], ids=["dpa2", "dpa3"])
+def test_deep_models_are_built(descriptor: dict[str, Any]) -> None:
+    check_training(with_layers(descriptor))
+    hybrid = {"type": "hybrid", "list": [descriptor, {"type": "dpa1", "sel": 10}]}
+    training = {"backend": "pytorch", "input": {"model": {"descriptor": hybrid}}}
+    check_training(spec(training=training))
+
+
+def test_descriptors_that_are_not_built_are_named() -> None:
+    assert unbuilt(spec()) == []
+    assert unbuilt(with_layers(DPA3)) == []
+    hybrid = {"type": "hybrid", "list": [DPA2, {"type": "se_atten_v2"}, {"type": "se_a_ebd_v2"}]}
+    wanted = spec(training={"input": {"model": {"descriptor": hybrid}}})
+    assert unbuilt(wanted) == ["se_a_ebd_v2", "se_atten_v2"]
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "changes", "words"),
+    [
+        (DPA2, {"nsel": 40}, "rcut and sel are not in the same order"),
+        (DPA2, {"axis_neuron": 200}, "cannot reshape"),
+        (DPA2, {"update_style": "foo"}, "unknown update style foo"),
+        (DPA3, {"a_sel": 40}, "e_sel >= self.repflows.a_sel"),
+        (DPA3, {"a_rcut": 8.0}, "e_rcut >= self.repflows.a_rcut"),
+        (DPA3, {"a_compress_rate": 3}, "a_dim*a_compress_e_rate must be divisible by 6"),
+        (DPA3, {"e_rcutt": 3}, "undefined key `e_rcutt`"),
+    ],
+)
+def test_deep_models_that_cannot_be_built_are_refused(
+    descriptor: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    assert words in complaint(with_layers(descriptor, **changes))
 
 
 def test_the_length_of_sel_is_checked_without_deepmd(monkeypatch: pytest.MonkeyPatch) -> None:
