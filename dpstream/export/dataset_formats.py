@@ -2,7 +2,8 @@
 
 deepmd-mixed/                   DeePMD-kit's mixed type: one system per number of atoms
 extxyz/{train,valid}.extxyz     ASE's names energy, forces, stress (NequIP, Allegro, SchNetPack…)
-mace/{train,valid}.xyz          REF_energy, REF_forces, REF_stress
+mace/{train,valid}.xyz          REF_energy, REF_forces, REF_stress; weights of atoms, which MACE
+                                ignores
 dataset.db                      ASE's database, with the key and the split of each frame, and its
                                 parameters and weights as data
 """
@@ -19,7 +20,7 @@ from dpstream.shared.atoms.dataset import (
     write_deepmd_mixed,
     write_extxyz,
 )
-from dpstream.shared.atoms.frames import frame_key, to_ase
+from dpstream.shared.atoms.frames import frame_key
 
 VALIDATION = 0.1
 """Share of the frames in the validation split."""
@@ -57,7 +58,8 @@ def _write_split(items: Sequence[Labelled], name: Split, folder: Path) -> None:
 
 def _for_mace(item: Labelled) -> Any:
     """The frame with names that ASE does not take for results of a calculator of its own."""
-    results, atoms = labelled_atoms(item).calc.results, to_ase(item.frame)
+    atoms = labelled_atoms(item)
+    results, atoms.calc = atoms.calc.results, None
     atoms.info["REF_energy"] = results["energy"]
     atoms.set_array("REF_forces", results["forces"])
     if "stress" in results:

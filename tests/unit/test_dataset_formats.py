@@ -46,6 +46,9 @@ DATASET = [
 KEYS = {frame_key(each.frame): each.label for each in DATASET}
 
 
+WEIGHTED = replace(DATASET[0], label=replace(DATASET[0].label, atom_pref=np.array([0.5, 1.0, 2.0])))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("dataset")
@@ -77,6 +80,14 @@ def test_every_form_holds_the_same_labels(folder: Path, names: tuple[str, ...]) 
         assert (each.label.virial is None) == (label.virial is None)
         if label.virial is not None:
             np.testing.assert_allclose(each.label.virial, label.virial, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["deepmd-mixed", "extxyz", "mace"])
+def test_weights_of_atoms_are_kept(part: str, tmp_path: Path) -> None:
+    write_formats([WEIGHTED], tmp_path, TYPES)
+    where = tmp_path / part
+    (each,) = read(*([where] if part == "deepmd-mixed" else where.iterdir()))
+    np.testing.assert_allclose(each.label.weights["atom_pref"], [0.5, 1.0, 2.0])
 
 
 def test_mixed_systems_hold_one_number_of_atoms_and_one_kind(folder: Path) -> None:
