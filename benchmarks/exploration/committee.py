@@ -31,7 +31,9 @@ Arrays = Mapping[str, Any]
 
 @contextmanager
 def engine(module: str, folder: Path) -> Iterator[ChildProcess]:
-    child = ChildProcess(module, folder / "engines" / module)
+    """A child process that works in `folder`, the only place where it may write."""
+    folder.mkdir(parents=True, exist_ok=True)
+    child = ChildProcess(module, folder, links=True)  # DeePMD-kit links its newest checkpoint
     try:
         yield child
     finally:
