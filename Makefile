@@ -93,10 +93,12 @@ grid-engine:
 	  gridengine-client >/dev/null; } || echo "Grid Engine cannot be installed: its tests are skipped"
 
 codes:
-	@command -v cp2k.psmp >/dev/null && command -v pw.x >/dev/null && command -v mpirun >/dev/null || { \
+	@command -v cp2k.psmp >/dev/null && command -v pw.x >/dev/null && command -v mpirun >/dev/null \
+	  && command -v gmx >/dev/null || { \
 	  $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq --no-install-recommends \
 	  -o DPkg::Lock::Timeout=300 cp2k cp2k-data quantum-espresso quantum-espresso-data openmpi-bin \
-	  >/dev/null; } || echo "CP2K or Quantum ESPRESSO cannot be installed: their tests are skipped"
+	  gromacs \
+	  >/dev/null; } || echo "CP2K, Quantum ESPRESSO or GROMACS cannot be installed: their tests are skipped"
 
 # deploy/images.py takes the first of docker, podman and buildah that works.
 builder:

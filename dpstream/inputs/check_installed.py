@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -12,13 +14,14 @@ from dpstream.services.labeler.codes.base import FileCode
 from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
-from dpstream.shared.spec.engines import Batched
+from dpstream.shared.spec.engines import Batched, Gromacs
 from dpstream.shared.values import Recipe
 
 
 def check_engines(spec: Spec) -> None:
     """Raises `SpecError` naming what is missing and how to install it: DeePMD-kit and its backend
-    for the trainer, LAMMPS and TorchSim for the explorer. (The recipe checks the labeling code.)"""
+    for the trainer, LAMMPS, TorchSim and GROMACS for the explorer. (The recipe checks the labeling
+    code.)"""
     backend = BACKENDS[spec.training.backend]
     _require("deepmd-kit", "trainer")
     if find_spec(backend.package) is None:
@@ -30,6 +33,13 @@ def check_engines(spec: Spec) -> None:
     batched = any(isinstance(stage.engine, Batched) for stage in spec.stages)
     if batched and find_spec(LIBRARY) is None:
         raise SpecError(f"engine batched needs TorchSim, which is not installed; {INSTALL}")
+    needs_gromacs = any(isinstance(stage.engine, Gromacs) for stage in spec.stages)
+    program = os.environ.get("DPSTREAM_EXPLORER_GROMACS") or "gmx"
+    if needs_gromacs and shutil.which(program) is None:
+        raise SpecError(
+            f"engine gromacs needs GROMACS: {program} is not on PATH; install it (apt install "
+            "gromacs), or set DPSTREAM_EXPLORER_GROMACS"
+        )
 
 
 def check_program(recipe: Recipe) -> None:

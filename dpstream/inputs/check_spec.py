@@ -120,7 +120,7 @@ def _expanded(spec: Spec, systems: Systems) -> Spec:
 
 
 def _check_barostat(spec: Spec, systems: Systems) -> None:
-    """A barostat needs a cell, and models trained on the virial."""
+    """A barostat needs a cell and, if the committee drives it, models trained on the virial."""
     for number, stage in enumerate(spec.stages):
         if not stage.md.ensemble.startswith("npt"):
             continue
@@ -130,7 +130,7 @@ def _check_barostat(spec: Spec, systems: Systems) -> None:
                 raise SpecError(
                     f"{key}: {stage.md.ensemble} requires a cell; systems.{name} has none"
                 )
-        if not virial_prefactors(spec):
+        if stage.uses_virial and not virial_prefactors(spec):
             raise SpecError(
                 f"{key}: {stage.md.ensemble} requires models trained on the virial; set "
                 "training.input.loss.start_pref_v and limit_pref_v above 0 (e.g. 0.02 and 1)"
@@ -239,7 +239,7 @@ def _overridden(spec: Spec) -> Iterator[str]:
 
 
 def _untrained_virial(spec: Spec) -> Iterator[str]:
-    barostats = [stage.name for stage in spec.stages if stage.md.ensemble.startswith("npt")]
+    barostats = [stage.name for stage in spec.stages if stage.uses_virial]
     if barostats and not any(virial_prefactors(spec).values()):
         yield (
             f"stages {', '.join(barostats)}: the barostat uses models that are not trained on the "

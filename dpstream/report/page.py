@@ -31,6 +31,7 @@ from dpstream.shared.messages import AuditDone, MemberTrained
 from dpstream.shared.ports import Store
 from dpstream.shared.runtime.context import fetch
 from dpstream.shared.spec import Spec
+from dpstream.shared.spec.engines import driver_of
 from dpstream.shared.values import Rmse
 
 ENVIRONMENT = Environment(
@@ -175,6 +176,7 @@ class Page:
             yield {
                 "name": stage.name,
                 "stage": stage,
+                "driver": driver_of(stage.engine),
                 "rounds": judged,
                 "labels": len(mine),
                 "ended": ends.get(index),

@@ -18,7 +18,7 @@ from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.custom import UNVERSIONED
 from dpstream.services.labeler.recipes import virial_less
 from dpstream.shared.spec import AutoTrust, Spec, Stage, TrustLevels, expand_material
-from dpstream.shared.spec.engines import AsGiven
+from dpstream.shared.spec.engines import AsGiven, driver_of
 from dpstream.shared.spec.training import CPU_BATCH, GPU_BATCH
 from dpstream.shared.spec.virial import needs_virial, uses_of_virial
 from dpstream.shared.values import Recipe
@@ -146,6 +146,7 @@ def _facts_table(spec: Spec, gathered: Gathered, recipe: Recipe) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, text in (
+        ("source of frames", _source_words(spec)),
         ("labels", recipe_words(recipe)),
         ("virial", _virial_words(spec, gathered, recipe)),
         ("initial data", _initial_words(gathered)),
@@ -159,6 +160,14 @@ def _facts_table(spec: Spec, gathered: Gathered, recipe: Recipe) -> Table:
         if text:
             table.add_row(name, text)
     return table
+
+
+def _source_words(spec: Spec) -> str:
+    """The stages whose atoms something else than the committee moves."""
+    drivers = {stage.name: driver_of(stage.engine) for stage in spec.stages}
+    words = (f"{name}: {driver}" for name, driver in drivers.items() if driver is not None)
+    text = "; ".join(words)
+    return f"{text}; the committee only judges these frames" if text else ""
 
 
 def _in_short(value: object) -> str:

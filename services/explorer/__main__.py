@@ -37,6 +37,7 @@ def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
             batch,
             # Many slots of one batch need no child processes of their own.
             warm=number == 0 or queue == Judge.QUEUE,
+            gromacs=settings.explorer_gromacs,
             found_on_gpu=found_on_gpu,
         )
         programs = versions_of(PROGRAMS)

@@ -58,7 +58,7 @@ class ExplorerResources:
     that this worker loads (`.pth` files can execute code); `trusting`: inputs for LAMMPS in
     campaigns are not restricted; `device`: what engines run on, None: what they choose;
     `shared_batch`: the batch of the process's trajectories, by default one of its own. `warm`:
-    start the child process before the first task."""
+    start the child process before the first task; `gromacs`: its program."""
 
     scratch: Path
     threads: int = 1
@@ -67,6 +67,7 @@ class ExplorerResources:
     device: Device | None = None
     shared_batch: BatchRunner | None = None
     warm: bool = True
+    gromacs: str = "gmx"
     found_on_gpu: set[str] = field(default_factory=set)
     """Suffixes of models whose backend has been found to use the GPU; slots of one process share
     them."""

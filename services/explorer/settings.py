@@ -37,3 +37,7 @@ class ExplorerSettings(WorkerSettings):
         "that run code or access files outside the worker's folder; any allows "
         "every input, for trusted submitters only",
     )
+    explorer_gromacs: str = Field(
+        default="gmx",
+        description="the program of GROMACS for the engine gromacs: a name on PATH, or a path",
+    )

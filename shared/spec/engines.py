@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from dpstream.shared.spec.base import Positive, Section
+from dpstream.shared.values import Name
 
 MOST_TEXT = 4 * 1024 * 1024
 """Largest size of one text in a spec, in characters."""
@@ -20,6 +21,8 @@ MOST_TEXT = 4 * 1024 * 1024
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MOST_TEXT)]
 AtomNames = Annotated[str, StringConstraints(pattern=r"^[A-Z][a-z]?[0-9]*$")]
 """`H2`: the second hydrogen in the order of the file; `H`: all hydrogens."""
+AtomLabel = Annotated[str, StringConstraints(pattern=r"^\S{1,5}$")]
+"""Name of an atom in a topology, such as `HW1`."""
 Group = Annotated[tuple[AtomNames, ...], Field(min_length=1)]
 
 
@@ -241,9 +244,50 @@ class Pimd(Section):
     beads: int = Field(ge=2, le=256, description="beads per nucleus; needs as many cores")
 
 
+class Gromacs(Section):
+    """Molecular dynamics by GROMACS with the force field of the user's topology; the committee
+    judges the frames only."""
+
+    kind: Literal["gromacs"] = Field(description="dynamics by GROMACS with its own force field")
+    mdp: Text = Field(
+        description="run parameters of GROMACS, as text or as the name of a file, relative to the "
+        "spec. Temperature, pressure, steps, time step, output and seeds are the stage's"
+    )
+    topologies: dict[Name, Text] = Field(
+        min_length=1,
+        description="the topology (.top) of each system, as text or file name; atoms in the order "
+        "of the system's structures",
+    )
+    elements: dict[AtomLabel, str] = Field(
+        default={},
+        description="elements by name of the atom, where the topology has no at.num, or another",
+    )
+    max_warnings: int = Field(
+        default=0, ge=0, description="warnings of `gmx grompp` that do not refuse the inputs"
+    )
+
+
 EngineSettings = (
-    Plain | Batched | SwapMc | Colvars | Plumed | Potential | Template | Search | AsGiven | Pimd
+    Plain
+    | Batched
+    | SwapMc
+    | Colvars
+    | Plumed
+    | Potential
+    | Template
+    | Search
+    | AsGiven
+    | Pimd
+    | Gromacs
 )
+
+
+def driver_of(engine: EngineSettings) -> str | None:
+    """What moves the atoms in place of the committee, which then only judges; None: the
+    committee, or nothing."""
+    if isinstance(engine, Gromacs):
+        return "GROMACS with the force field of the topology"
+    return "the pair style of the spec" if isinstance(engine, Potential) else None
 
 
 def frames_per_check(engine: EngineSettings) -> int:
@@ -263,8 +307,15 @@ def _kinds(union: Any) -> tuple[str, ...]:
 
 
 KINDS, VARIABLES = _kinds(EngineSettings), _kinds(VariableSettings)
-TEXTS = {"colvars": ("input",), "plumed": ("input",), "template": ("lammps", "plumed")}
+TEXTS = {
+    "colvars": ("input",),
+    "plumed": ("input",),
+    "template": ("lammps", "plumed"),
+    "gromacs": ("mdp",),
+}
 """Keys whose value is a text, or the name of a file that contains it."""
+NAMED_TEXTS = ("files", "topologies")
+"""Keys whose value has such texts by name."""
 
 
 def inline(engine: Any, read: Callable[[str], str]) -> Any:
@@ -273,8 +324,9 @@ def inline(engine: Any, read: Callable[[str], str]) -> Any:
         return engine
     named = {key: engine[key] for key in TEXTS.get(str(engine.get("kind")), ()) if key in engine}
     texts = {key: _text(value, read) for key, value in named.items()}
-    if isinstance(engine.get("files"), dict):
-        texts["files"] = {key: _text(value, read) for key, value in engine["files"].items()}
+    for key in NAMED_TEXTS:
+        if isinstance(engine.get(key), dict):
+            texts[key] = {name: _text(value, read) for name, value in engine[key].items()}
     return {**engine, **texts}
 
 
@@ -296,6 +348,20 @@ def problems(
     if isinstance(engine, Template):
         for name in sorted(engine.system_revisions.keys() - set(systems)):
             yield f"system_revisions: {name!r} is not in systems ({', '.join(systems)})"
+    if isinstance(engine, Gromacs):
+        yield from _gromacs_problems(engine, type_map, systems)
+
+
+def _gromacs_problems(
+    engine: Gromacs, type_map: Sequence[str], systems: Sequence[str]
+) -> Iterator[str]:
+    for name in systems:
+        if name not in engine.topologies:
+            yield f"topologies: has none of {name!r}; add {name}: FILE.top"
+    for name in sorted(engine.topologies.keys() - set(systems)):
+        yield f"topologies: {name!r} is not in systems ({', '.join(systems)})"
+    for symbol in sorted(set(engine.elements.values()) - set(type_map)):
+        yield f"elements: {symbol!r} is not in type_map ({', '.join(type_map)})"
 
 
 def _named(engine: Colvars) -> Iterator[str]:

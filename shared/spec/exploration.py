@@ -9,7 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from dpstream.shared.spec.base import Positive, Section, Share
-from dpstream.shared.spec.engines import AnyEngine, AsGiven, Plain, Template, frames_per_check
+from dpstream.shared.spec.engines import (
+    AnyEngine,
+    AsGiven,
+    Plain,
+    Template,
+    driver_of,
+    frames_per_check,
+)
 from dpstream.shared.values import Condition, Name, Trust
 
 
@@ -228,6 +235,11 @@ class Stage(Section):
     def frames(self) -> int:
         """Number of frames judged per trajectory."""
         return self.md.steps // self.md.every * frames_per_check(self.engine)
+
+    @property
+    def uses_virial(self) -> bool:
+        """Whether the committee's virial moves the cell."""
+        return self.md.ensemble.startswith("npt") and driver_of(self.engine) is None
 
     def conditions(self) -> Iterator[Condition]:
         """All combinations of systems, temperatures, pressures and revisions of a template."""

@@ -43,7 +43,7 @@ def _uses(spec: Spec) -> Iterator[str]:
     if spec.material is not None:
         yield "material"
     for number, stage in enumerate(spec.stages):
-        if stage.md.ensemble.startswith("npt"):
+        if stage.uses_virial:
             yield f"stages.{number}.md.ensemble"
         if any(map(_judges_virial, (stage.trust, *stage.system_trust.values()))):
             yield f"stages.{number}.trust.low_v"

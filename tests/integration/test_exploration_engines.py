@@ -20,6 +20,7 @@ from dpstream.shared.errors import Permanent
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.values import Condition, Trust
 from tests.support.explorer import AL8, AU4CU4, CH4, ExplorerHarness, evaluated, total
+from tests.support.gromacs import MDP, METHANE, needs_gromacs
 
 EVERYTHING = Trust(low=1e-12, high=1e9)
 """Every frame is a candidate, and uploaded."""
@@ -61,6 +62,10 @@ run ${STEPS}
 
 def altered(old: str, new: str) -> dict[str, Any]:
     return {"lammps": TEMPLATE.replace(old, new), "revisions": {"lammps": {"V_T": [300]}}}
+
+
+def gromacs(topology: str = METHANE, mdp: str = MDP) -> dict[str, Any]:
+    return {"mdp": mdp, "topologies": {"s": topology}}
 
 
 BOND = {"kind": "distance", "groups": [["C1"], ["H1"]], "width": 0.05, "upper": 2.0}
@@ -112,12 +117,27 @@ CASES["search"] = Case(
 )
 CASES["frames"] = Case({}, CH4, "methane_committee", pool=25)
 CASES["batched"] = Case({}, AU4CU4, "alloy_torch_committee", backend="pytorch")
+CASES["gromacs"] = Case(
+    {"mdp": MDP, "topologies": {"s": METHANE}},
+    CH4,
+    "methane_committee",
+    refused={
+        "line 4.*include is not allowed": gromacs(mdp=MDP.replace("nsteps = 7", "include = -I/")),
+        "make the ensemble nve": gromacs(mdp=MDP.replace("Tcoupl", "; ")),
+        r"topologies.s: line 1.*only force fields": gromacs('#include "/etc/passwd"\n'),
+        r"no element \(at.num\) of atom H1": gromacs(METHANE.replace("HC 1 1.008", "HC 1.008")),
+        "does not match topology": gromacs(METHANE.replace("MET 1\n", "MET 2\n")),
+        "the topology has C2 H3": gromacs(METHANE.replace("4 HC 1", "4 CT 1")),
+        "No such moleculetype": gromacs(METHANE.replace("MET 1\n", "ETH 1\n")),
+    },
+)
 """Libraries that an engine needs in addition to those of the development environment."""
 
 
 def case_of(kind: str, *more: str) -> Any:
     """A parameter of a test: an engine, some of which run in another environment."""
-    marks = [pytest.mark.pytorch] if kind == "batched" else []
+    needs = {"batched": [pytest.mark.pytorch], "gromacs": [needs_gromacs]}
+    marks = needs.get(kind, [])
     return pytest.param(kind, *more, marks=marks, id="-".join((kind, *more)))
 
 
@@ -320,3 +340,19 @@ def test_plumed_is_refused_where_lammps_has_none(
     )
     with pytest.raises(Permanent, match="built without PLUMED"):
         explored(resources, harness)
+
+
+@needs_gromacs
+def test_segments_of_gromacs_are_one_trajectory(
+    resources: ExplorerResources, tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    frames = []
+    for chunk in (5, 20):
+        case = replace(CASES["gromacs"], md={"chunk": chunk})
+        folder = tmp_path / str(chunk)
+        folder.mkdir()
+        harness = harness_for(folder, "gromacs", methane_committee[:2], case)
+        (event,) = explored(resources, harness)
+        frames.append(harness.batch(event.candidates).positions)
+    np.testing.assert_allclose(frames[0], frames[1], atol=2e-5)
+    assert np.abs(np.diff(frames[0], axis=0)).max() < 0.2, "Å between checks"

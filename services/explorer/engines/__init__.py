@@ -13,6 +13,7 @@ from dpstream.services.explorer.engines.batched import BatchedDynamics
 from dpstream.services.explorer.engines.bias import ColvarsBias, PlumedBias
 from dpstream.services.explorer.engines.dynamics import MolecularDynamics
 from dpstream.services.explorer.engines.frames import GivenFrames
+from dpstream.services.explorer.engines.gromacs import GromacsDynamics
 from dpstream.services.explorer.engines.path_integrals import PathIntegrals
 from dpstream.services.explorer.engines.potential import OtherPotential
 from dpstream.services.explorer.engines.search import StructureSearch
@@ -32,4 +33,5 @@ ENGINES: Mapping[str, Callable[[TrajectoryRequest], ExplorationEngine]] = {
     "search": StructureSearch,
     "frames": GivenFrames,
     "pimd": PathIntegrals,
+    "gromacs": GromacsDynamics,
 }

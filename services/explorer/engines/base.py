@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from dpstream.services.explorer.evaluation import verdicts_of, with_deviations
 from dpstream.services.explorer.resources import ExplorerResources, LoadedCommittee
-from dpstream.shared.atoms.frames import Batch, Frame
+from dpstream.shared.atoms.frames import Batch, Floats, Frame
 from dpstream.shared.messages import Explore
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Md, Stage
@@ -90,6 +91,19 @@ class ExplorationEngine(Protocol):
 
     def save(self) -> bytes:
         """The state for `resume`."""
+
+
+def judged(
+    request: TrajectoryRequest, batch: Batch, times: Floats, streak: int
+) -> TrajectorySegment:
+    """The segment of the checks `batch` at `times` (ps), up to too many consecutive failed ones, of
+    which `streak` precede."""
+    evaluation = request.resources.evaluate(request.committee.models, batch, request.context)
+    trust = request.command.trust
+    failed = (kind == "failed" for kind in verdicts_of(evaluation, trust))
+    made, streak, stopped = failures_in_a_row(failed, streak, request.md.stop_after)
+    frames = with_deviations(batch, evaluation, trust, time_ps=times).take(range(made))
+    return TrajectorySegment(made, streak, stopped, frames)
 
 
 def failures_in_a_row(

@@ -15,9 +15,8 @@ import numpy as np
 from dpstream.services.explorer.engines.base import (
     TrajectoryRequest,
     TrajectorySegment,
-    failures_in_a_row,
+    judged,
 )
-from dpstream.services.explorer.evaluation import verdicts_of, with_deviations
 from dpstream.shared.atoms.frames import Batch, Floats, frame_key
 
 
@@ -39,7 +38,7 @@ class GivenFrames:
         rows = list(range(self.made, min(self.made + checks, len(batch))))
         if not rows:
             return TrajectorySegment(0, streak, None, None, complete=True)
-        segment = self._judged(batch.take(rows), times[rows], streak)
+        segment = judged(self.request, batch.take(rows), times[rows], streak)
         self.made += segment.made
         return replace(segment, complete=segment.stopped is None and self.made == len(batch))
 
@@ -64,11 +63,3 @@ class GivenFrames:
     def _known(self) -> set[str]:
         assert self.request.command.known is not None
         return set(json.loads(self.request.context.fetch(self.request.command.known)))
-
-    def _judged(self, batch: Batch, times: Floats, streak: int) -> TrajectorySegment:
-        request, trust = self.request, self.request.command.trust
-        evaluation = request.resources.evaluate(request.committee.models, batch, request.context)
-        failed = (kind == "failed" for kind in verdicts_of(evaluation, trust))
-        made, streak, stopped = failures_in_a_row(failed, streak, request.md.stop_after)
-        frames = with_deviations(batch, evaluation, trust, time_ps=times).take(range(made))
-        return TrajectorySegment(made, streak, stopped, frames)

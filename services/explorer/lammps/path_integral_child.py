@@ -12,14 +12,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dpstream.services.explorer.running_program import ended
 from dpstream.shared.atoms.frames import Floats
-from dpstream.shared.runtime.child_process import die_with_parent, progressed
+from dpstream.shared.runtime.child_process import die_with_parent
 
 BEAD, SEED = "<bead>", "<seed>"
 """Placeholders for a bead's number and seed in its LAMMPS commands."""
@@ -46,7 +46,7 @@ def path_integral(beads: int, folder: str, job: dict[str, Any]) -> str | None:
         started = subprocess.Popen(
             command, cwd=working, stdout=log, stderr=log, preexec_fn=die_with_parent
         )
-        status = _ended(started, frames_file(working, 0))
+        status = ended(started, lambda: _size(frames_file(working, 0)))
     if status == 0:
         return None
     error = _error_in(working / LOG) or f"LAMMPS ended with status {status}"
@@ -55,15 +55,8 @@ def path_integral(beads: int, folder: str, job: dict[str, Any]) -> str | None:
     return error
 
 
-def _ended(job: subprocess.Popen[bytes], frames: Path) -> int:
-    """The exit status of the job, whose file of frames grows with each check."""
-    size = 0
-    while True:
-        with suppress(subprocess.TimeoutExpired):
-            return job.wait(1.0)
-        if frames.exists() and frames.stat().st_size > size:
-            size = frames.stat().st_size
-            progressed()
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _error_in(log: Path) -> str | None:

@@ -1,0 +1,139 @@
+"""Runs the programs of GROMACS. Only the explorer's child process, which is confined, imports this.
+
+Preparations return the reason of a failure as text: it lies in the campaign's files. Files of a
+trajectory in its folder: `md.mdp`, `topol.top`, `conf.gro`, then `run.tpr` and `state.cpt`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpstream.services.explorer.gromacs.inputs import NM
+from dpstream.services.explorer.running_program import ended
+from dpstream.shared.runtime.child_process import die_with_parent, progressed
+
+LOG = "gromacs.log"
+LENIENT = 100
+"""Warnings allowed in a run input from which only the atoms are read."""
+PROBLEM = re.compile(r"^(?:ERROR|WARNING) \d+ \[.*?\]:\n(.*?)\n\n", re.MULTILINE | re.DOTALL)
+FATAL = re.compile(
+    r"^(?:Fatal error|Error in user input|Inconsistency in user input):\n(.*?)\n(?:\n|---)",
+    re.MULTILINE | re.DOTALL,
+)
+LONGEST = 300
+NAME, ELEMENT = slice(12, 16), slice(76, 78)
+"""Columns of a PDB file."""
+
+
+def gromacs_atoms(program: str, folder: str) -> dict[str, Any]:
+    """`atoms`: name and element of each atom of the topology, the element empty where the topology
+    has none; or `error`."""
+    working = Path(folder)
+    error = _grompp(program, working, "names.tpr", LENIENT)
+    error = error or _failure([program, "editconf", "-f", "names.tpr", "-o", "names.pdb"], working)
+    if error is not None:
+        return {"error": error}
+    lines = (working / "names.pdb").read_text().splitlines()
+    atoms = [line for line in lines if line.startswith(("ATOM", "HETATM"))]
+    return {"atoms": [[a[NAME].strip(), a[ELEMENT].strip().capitalize()] for a in atoms]}
+
+
+def gromacs_begin(program: str, folder: str, warnings: int) -> str | None:
+    """Write `run.tpr`, with at most so many `warnings`; returns why that failed, or None."""
+    return _grompp(program, Path(folder), "run.tpr", warnings)
+
+
+def gromacs_run(program: str, folder: str, steps: int, threads: int, goes_on: bool) -> str | None:
+    """Run `steps` steps; `goes_on`: from the checkpoint of the last run. Writes `frames.npz`:
+    positions `(n, n_atoms, 3)` and cells `(n, 3, 3)` in Å of each check. Returns the error that
+    ended the run early, or None. Raises RuntimeError if it did not start."""
+    working = Path(folder)
+    for left in working.glob("segment*"):
+        left.unlink()
+    command = [program, "mdrun", "-s", "run.tpr", "-deffnm", "segment", "-nsteps", str(steps)]
+    command += ["-cpo", "state.cpt", "-noappend", "-reprod", "-notunepme"]
+    command += ["-pin", "off", "-ntomp", str(threads)]
+    if goes_on:
+        command += ["-cpi", "state.cpt"]
+    if _has_thread_mpi(program, working):
+        command += ["-ntmpi", "1"]
+    error = _failure(command, working)
+    trajectories = list(working.glob("segment*.trr"))
+    if not trajectories or not (error or (working / "state.cpt").exists()):
+        raise RuntimeError(f"gmx mdrun: {error or 'wrote no trajectory or no checkpoint'}")
+    _convert(program, working, trajectories[0])
+    return error
+
+
+def _convert(program: str, working: Path, trajectory: Path) -> None:
+    """Write the frames of a trajectory as `frames.npz`, without the first, which is the last one of
+    the run before."""
+    words = [program, "traj", "-s", "run.tpr", "-f", trajectory.name, "-nopbc", "-fp"]
+    words += ["-ox", "positions.xvg", "-ob", "cells.xvg", "-xvg", "none"]
+    for name in ("positions.xvg", "cells.xvg"):
+        (working / name).unlink(missing_ok=True)
+    error = _failure(words, working, answers="0\n")  # the group of all atoms
+    if error is not None:
+        raise RuntimeError(f"gmx traj: {error}")
+    places = np.loadtxt(working / "positions.xvg", ndmin=2)[1:, 1:]
+    edges = np.loadtxt(working / "cells.xvg", ndmin=2)[1:, 1:]
+    cells = np.zeros((len(edges), 3, 3))
+    for column, (row, axis) in enumerate(((0, 0), (1, 1), (2, 2), (1, 0), (2, 0), (2, 1))):
+        cells[:, row, axis] = edges[:, column]
+    positions = places.reshape(len(places), -1, 3)
+    with (working / "frames.npz").open("wb") as file:
+        np.savez(file, positions=positions / NM, cells=cells / NM)
+
+
+def _grompp(program: str, working: Path, output: str, warnings: int) -> str | None:
+    words = [program, "grompp", "-f", "md.mdp", "-p", "topol.top", "-c", "conf.gro"]
+    words += ["-r", "conf.gro", "-o", output, "-maxwarn", str(warnings)]
+    return _failure(words, working)
+
+
+def _has_thread_mpi(program: str, working: Path) -> bool:
+    """Whether `mdrun` takes a number of ranks: not if it was built with an MPI library."""
+    _failure([program, "--version"], working)
+    return "thread_mpi" in (working / LOG).read_text(errors="replace")
+
+
+def _failure(command: list[str], working: Path, answers: str = "") -> str | None:
+    """Run a command in `working`; returns why it failed, or None."""
+    (working / "answers").write_text(answers)
+    environment = {**os.environ, "GMX_MAXBACKUP": "-1"}
+    with (working / LOG).open("wb") as log, (working / "answers").open("rb") as given:
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=working,
+                env=environment,
+                stdin=given,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,
+            )
+        except OSError as error:
+            return (
+                f"{command[0]}: {error.strerror}; install GROMACS, or set DPSTREAM_EXPLORER_GROMACS"
+            )
+        status = ended(process, lambda: _written(working))
+    progressed()
+    return None if status == 0 else reason(working / LOG, status)
+
+
+def _written(working: Path) -> int:
+    return sum(path.stat().st_size for path in working.glob("segment*.trr"))
+
+
+def reason(log: Path, status: int) -> str:
+    """The first error or warning that GROMACS wrote, as one line."""
+    text = log.read_text(errors="replace")
+    found = PROBLEM.search(text) or FATAL.search(text)
+    words = " ".join(found[1].split()) if found else f"ended with status {status}"
+    return words[:LONGEST]

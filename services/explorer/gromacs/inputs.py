@@ -1,0 +1,195 @@
+"""Input files of GROMACS, made from those of a campaign: run parameters, topology, coordinates.
+
+A campaign's files are not trusted. Only parameters that name no file and run no code are allowed,
+and a topology may include the force fields of GROMACS only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from dpstream.shared.atoms.frames import Floats, Ints
+from dpstream.shared.spec import Md
+from dpstream.shared.spec.engines import Gromacs
+from dpstream.shared.spec.errors import did_you_mean
+from dpstream.shared.values import Condition
+
+# fmt: off
+OURS = frozenset({
+    "compressed-x-grps", "compressed-x-precision", "continuation", "cpp", "dt", "gen-seed",
+    "gen-temp", "gen-vel", "init-step", "ld-seed", "nstenergy", "nstfout", "nstlog", "nstvout",
+    "nstxout", "nstxout-compressed", "nstxtcout", "nsteps", "ref-p", "ref-t", "simulation-part",
+    "tinit", "title", "xtc-grps", "xtc-precision"
+})
+"""Parameters that dpstream sets; those of the user's file are dropped."""
+PASSED = frozenset({
+    "bd-fric", "comm-grps", "comm-mode", "compressibility", "constraint-algorithm", "constraints",
+    "coulomb-modifier", "coulombtype", "cutoff-scheme", "define", "dispcorr", "energygrp-excl",
+    "energygrps", "epsilon-r", "epsilon-rf", "epsilon-surface", "ewald-geometry", "ewald-rtol",
+    "ewald-rtol-lj", "fourier-nx", "fourier-ny", "fourier-nz", "fourierspacing", "freezedim",
+    "freezegrps", "integrator", "lincs-iter", "lincs-order", "lincs-warnangle", "lj-pme-comb-rule",
+    "morse", "nh-chain-length", "ns-type", "nstcalcenergy", "nstcomm", "nstlist", "nstpcouple",
+    "nsttcouple", "optimize-fft", "pbc", "pcoupl", "pcoupltype", "periodic-molecules", "pme-order",
+    "rcoulomb", "rcoulomb-switch", "refcoord-scaling", "rlist", "rvdw", "rvdw-switch", "shake-sor",
+    "shake-tol", "tau-p", "tau-t", "tc-grps", "tcoupl", "vdw-modifier", "vdwtype",
+    "verlet-buffer-tolerance"
+})
+# fmt: on
+INTEGRATORS = ("md", "md-vv", "md-vv-avek", "sd", "bd")
+STOCHASTIC = ("sd", "bd")
+"""Integrators that are thermostats themselves."""
+REFERENCES = {"isotropic": (1, 0), "semiisotropic": (2, 0), "anisotropic": (3, 3)}
+"""Values of ref-p by pcoupltype: how many are the pressure, and how many zero."""
+DEFINE = re.compile(r"(?:-D\w+(?:=[\w.+-]+)?\s*)*")
+VALUE = re.compile(r"[\w\s.+*-]*")
+DIRECTIVE = re.compile(r"\s*#\s*(\w*)")
+DIRECTIVES = frozenset({"define", "undef", "ifdef", "ifndef", "else", "endif"})
+FORCE_FIELD = re.compile(r'\s*#\s*include\s+"[\w+-]+\.ff/[\w+-]+\.\w+"\s*(?:;.*)?')
+"""An include of a force field that GROMACS has."""
+NM = 0.1
+"""nm per Å."""
+ROOM = 1.0
+"""nm around a molecule in vacuum, in addition to the cutoffs."""
+CUTOFFS = ("rcoulomb", "rvdw", "rlist")
+
+
+def mdp_text(settings: Gromacs, md: Md, condition: Condition, seed: int) -> str:
+    """The run parameters of one condition. Raises ValueError, naming line and parameter, for
+    parameters that are not allowed, and if their thermostat or barostat contradicts `md`."""
+    given = parameters(settings.mdp)
+    _check_ensemble(given, md.ensemble)
+    own = _own(given, md, condition, seed)
+    return "".join(f"{name} = {value}\n" for name, value in {**given, **own}.items())
+
+
+def parameters(text: str) -> dict[str, str]:
+    """The allowed parameters of a file, by GROMACS' present name. Raises ValueError."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        bare = line.partition(";")[0].strip()
+        if not bare:
+            continue
+        name, equals, value = (part.strip() for part in bare.partition("="))
+        # GROMACS ignores case, and takes one for the other.
+        name = name.lower().replace("_", "-")
+        try:
+            _check(name, equals, value)
+        except ValueError as error:
+            raise ValueError(f"mdp: line {number}: {bare!r}: {error}") from error
+        if name not in OURS:
+            found[name] = value
+    return found
+
+
+def _check(name: str, equals: str, value: str) -> None:
+    if not equals:
+        raise ValueError("must be PARAMETER = VALUE")
+    if name in OURS:
+        return
+    if name not in PASSED:
+        hint = did_you_mean(name, PASSED) or "; it may name files, run code or change the protocol"
+        raise ValueError(f"{name} is not allowed in a campaign{hint}")
+    if not (DEFINE if name == "define" else VALUE).fullmatch(value):
+        raise ValueError("the value must be numbers and names")
+    if name == "integrator" and value.lower() not in INTEGRATORS:
+        raise ValueError(f"must be one of {', '.join(INTEGRATORS)}")
+
+
+def _check_ensemble(given: Mapping[str, str], ensemble: str) -> None:
+    thermostat = _is_on(given, "tcoupl") or _value(given, "integrator") in STOCHASTIC
+    barostat = _is_on(given, "pcoupl")
+    found = "npt" if barostat else "nvt" if thermostat else "nve"
+    if found != ensemble.partition("-")[0]:
+        raise ValueError(
+            f"mdp: integrator, tcoupl and pcoupl make the ensemble {found}, md.ensemble is "
+            f"{ensemble}; change one"
+        )
+    if barostat and _value(given, "pcoupltype") not in REFERENCES:
+        raise ValueError(f"mdp: pcoupltype: must be one of {', '.join(REFERENCES)}")
+
+
+def _value(given: Mapping[str, str], name: str) -> str:
+    default = {"integrator": "md", "pcoupltype": "isotropic"}.get(name, "no")
+    return given.get(name, default).lower()
+
+
+def _is_on(given: Mapping[str, str], name: str) -> bool:
+    return _value(given, name) not in ("no", "")
+
+
+def _own(given: Mapping[str, str], md: Md, condition: Condition, seed: int) -> dict[str, str]:
+    """The parameters that dpstream sets."""
+    kelvin, seed = f"{condition.temperature:g}", seed % (2**31 - 1) + 1
+    # "all checks, in full precision"
+    output = {"nstxout": md.every, "nstvout": 0, "nstfout": 0, "nstlog": 0, "nstenergy": 0}
+    own: dict[str, object] = {"dt": md.timestep, "nsteps": md.steps, **output}
+    own |= {"gen-vel": "yes", "gen-temp": kelvin, "gen-seed": seed, "ld-seed": seed}
+    groups = given.get("tc-grps", "").split()
+    if groups:
+        own["ref-t"] = " ".join([kelvin] * len(groups))
+    if _is_on(given, "pcoupl"):
+        times, zeros = REFERENCES[_value(given, "pcoupltype")]
+        own["ref-p"] = " ".join([f"{condition.pressure or 0.0:g}"] * times + ["0"] * zeros)
+    return {name: str(value) for name, value in own.items()}
+
+
+def check_topology(text: str) -> None:
+    """Raises ValueError, naming the line, for directives that read other files than the force
+    fields of GROMACS."""
+    for number, line in enumerate(text.splitlines(), 1):
+        directive = DIRECTIVE.match(line)
+        if directive is None or FORCE_FIELD.fullmatch(line):
+            continue
+        if directive[1] not in DIRECTIVES or line.rstrip().endswith("\\"):
+            raise ValueError(
+                f"line {number}: {line.strip()!r}: only force fields of GROMACS can be included, "
+                'as #include "NAME.ff/FILE.itp"; insert other files with `gmx grompp -pp`'
+            )
+
+
+def canonical_order(
+    atoms: Sequence[tuple[str, str]], elements: Mapping[str, str], species: Sequence[str]
+) -> Ints:
+    """Index in the topology of each atom of a canonical frame. `atoms`: names and elements of the
+    topology's atoms, by default of their names' `elements`; `species`: those of the frame. Raises
+    ValueError if they do not fit."""
+    found = [elements.get(name, element) for name, element in atoms]
+    if "" in found:
+        name = atoms[found.index("")][0]
+        raise ValueError(
+            f"the topology has no element (at.num) of atom {name}; add it to elements, e.g. "
+            f"{{{name}: C}}"
+        )
+    order: Ints = np.argsort(np.array(found, dtype=np.str_), kind="stable")
+    if [found[index] for index in order] != list(species):
+        raise ValueError(
+            f"the topology has {_formula(found)}, the structure {_formula(species)}; both must "
+            "have the same atoms, in the same order within an element"
+        )
+    return order
+
+
+def _formula(elements: Sequence[str]) -> str:
+    return " ".join(f"{each}{elements.count(each)}" for each in sorted(set(elements)))
+
+
+def room_for(positions: Floats, given: Mapping[str, str]) -> Floats:
+    """A cubic cell `(3, 3)` in Å around a molecule, wider than its cutoffs: GROMACS needs a
+    cell."""
+    cutoff = max([1.0, *(float(given[name]) for name in CUTOFFS if name in given)])
+    edge = float(np.ptp(positions, axis=0).max()) + (2 * cutoff + ROOM) / NM
+    return np.eye(3) * edge
+
+
+def gro_lines(names: Sequence[str], positions: Floats, cell: Floats) -> Iterator[str]:
+    """The lines of a `.gro` file: positions `(n_atoms, 3)` and cell `(3, 3)` in Å."""
+    yield from ("dpstream", str(len(names)))
+    for number, (name, place) in enumerate(zip(names, positions * NM, strict=True), 1):
+        x, y, z = place
+        yield f"{1:5d}{'MOL':<5}{name:>5}{number % 100000:5d}{x:12.7f}{y:12.7f}{z:12.7f}"
+    (a, b, c), rest = np.diag(cell * NM), cell * NM
+    others = (rest[0, 1], rest[0, 2], rest[1, 0], rest[1, 2], rest[2, 0], rest[2, 1])
+    yield " ".join(f"{value:.7f}" for value in (a, b, c, *others))

@@ -1,0 +1,248 @@
+"""GROMACS as a source of frames: what a campaign may give it, and what dpstream writes."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dpstream.inputs.check_installed import check_engines
+from dpstream.inputs.gather import Gathered
+from dpstream.report.page import render
+from dpstream.services.explorer.gromacs.child import reason
+from dpstream.services.explorer.gromacs.inputs import (
+    canonical_order,
+    check_topology,
+    gro_lines,
+    mdp_text,
+    parameters,
+)
+from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Md, Spec, load_spec
+from dpstream.shared.spec.engines import Gromacs
+from dpstream.shared.spec.virial import uses_of_virial
+from dpstream.shared.values import Condition
+from dpstream.terminal.plan import plan
+from tests.support import sample_ledger
+from tests.support.gromacs import MDP, METHANE
+
+COLD = Condition(system="s", temperature=200.0)
+PRESSED = Condition(system="s", temperature=200.0, pressure=7.0)
+NPT = MDP + "pcoupl = C-rescale\n"
+
+
+def settings(mdp: str = MDP) -> Gromacs:
+    return Gromacs(kind="gromacs", mdp=mdp, topologies={"s": METHANE})
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    stage = {
+        "name": "gmx",
+        "systems": ["s"],
+        "temperatures": [200],
+        "engine": {"kind": "gromacs", "mdp": MDP, "topologies": {"s": METHANE}},
+    }
+    return {
+        "name": "c",
+        "type_map": ["C", "H"],
+        "systems": {"s": {"structures": ["a.gro"]}},
+        "initial": {"perturb": {}},
+        "stages": [{**stage, **changes}],
+    }
+
+
+# ----------------------------------------------------------------------------- run parameters
+
+
+def written(mdp: str, md: Md, condition: Condition = COLD) -> dict[str, str]:
+    return parameters_of(mdp_text(settings(mdp), md, condition, 5))
+
+
+def parameters_of(text: str) -> dict[str, str]:
+    lines = (line.partition("=") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
+def test_the_stage_sets_steps_temperature_output_and_seeds() -> None:
+    found = written(MDP, Md(timestep=0.0005, steps=40, every=8))
+    assert (found["nsteps"], found["dt"], found["nstxout"]) == ("40", "0.0005", "8")
+    assert (found["ref-t"], found["gen-temp"], found["gen-seed"]) == ("200", "200", "6")
+    assert found["tcoupl"] == "v-rescale", "GROMACS ignores the case of names"
+    assert found["cutoff-scheme"] == "Verlet", "and takes _ for -"
+    assert "ref-p" not in found
+
+
+def test_every_group_has_the_temperature_of_the_condition() -> None:
+    two = MDP.replace("tc-grps = System", "tc-grps = Water Other\nref_t = 1 2")
+    assert written(two, Md())["ref-t"] == "200 200"
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("isotropic", "7"),
+        ("semiisotropic", "7 7"),
+        ("anisotropic", "7 7 7 0 0 0"),
+    ],
+)
+def test_the_pressure_of_the_condition(kind: str, expected: str) -> None:
+    mdp = NPT + f"pcoupltype = {kind}\nref-p = 1\n"
+    assert written(mdp, Md(ensemble="npt"), PRESSED)["ref-p"] == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("include = -I/etc", "line 1: .*include is not allowed"),
+        ("density-guided-simulation-reference-density-filename = /etc/x", "is not allowed"),
+        ("QMMM_CP2K_QMFilenames = x", "is not allowed"),
+        ("tau-tt = 1", "did you mean 'tau-t'"),
+        ("rvdw 1.0", "must be PARAMETER = VALUE"),
+        ("define = -DX -I/etc", "must be numbers and names"),
+        ("tc-grps = /etc/passwd", "must be numbers and names"),
+        ("integrator = steep", "must be one of md, md-vv"),
+    ],
+)
+def test_parameters_that_a_campaign_may_not_give(line: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parameters(line + "\n" + MDP)
+
+
+@pytest.mark.parametrize(
+    ("mdp", "ensemble", "said"),
+    [
+        (MDP, "npt", "make the ensemble nvt, md.ensemble is npt"),
+        (NPT, "nvt", "make the ensemble npt, md.ensemble is nvt"),
+        (MDP.replace("v-rescale", "no"), "nvt", "make the ensemble nve"),
+        (NPT + "pcoupltype = surface-tension", "npt-iso", "pcoupltype: must be one of isotropic"),
+    ],
+)
+def test_the_ensemble_is_that_of_the_stage(mdp: str, ensemble: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        written(mdp, Md(ensemble=ensemble))
+
+
+def test_stochastic_dynamics_is_a_thermostat() -> None:
+    mdp = MDP.replace("integrator = md", "integrator = sd").replace("Tcoupl = v-rescale", "")
+    assert written(mdp, Md())["ref-t"] == "200"
+
+
+# ---------------------------------------------------------------------------------- topology
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '#include "/etc/passwd"',
+        '  # include "../secret.ff/x.itp"',
+        '#include "mine.itp"',
+        "#include <x.ff/y.itp>",
+        '#INCLUDE "x"',
+        "#define A \\",
+        '#include "oplsaa.ff/../../x.itp"',
+    ],
+)
+def test_a_topology_includes_nothing_but_force_fields(line: str) -> None:
+    with pytest.raises(ValueError, match=r"line 2: .*only force fields of GROMACS"):
+        check_topology(f"[ defaults ]\n{line}\n")
+
+
+def test_what_a_topology_may_contain() -> None:
+    check_topology(METHANE)
+    check_topology('#include "oplsaa.ff/forcefield.itp" ; OPLS\n#ifdef X\n#define Y 1\n#endif\n')
+
+
+def test_the_order_of_the_topology() -> None:
+    atoms = [("H1", "H"), ("C", "C"), ("HX", "")]
+    assert canonical_order(atoms, {"HX": "H"}, ("C", "H", "H")).tolist() == [1, 0, 2]
+    with pytest.raises(ValueError, match=r"no element \(at.num\) of atom HX; add it to elements"):
+        canonical_order(atoms, {}, ("C", "H", "H"))
+    with pytest.raises(ValueError, match="the topology has C1 H2, the structure C1 H3"):
+        canonical_order(atoms, {"HX": "H"}, ("C", "H", "H", "H"))
+
+
+def test_coordinates_are_in_nm() -> None:
+    cell = np.array([[12.0, 0, 0], [1, 11, 0], [2, 3, 10]])
+    lines = list(gro_lines(["OW"], np.array([[1.234567, 2, 3]]), cell))
+    assert lines[1:] == [
+        "1",
+        "    1MOL     OW    1   0.1234567   0.2000000   0.3000000",
+        "1.2000000 1.1000000 1.0000000 0.0000000 0.0000000 0.1000000 0.0000000 0.2000000 0.3000000",
+    ]
+
+
+def test_the_first_error_of_gromacs_is_quoted(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(
+        "NOTE 1 [file md.mdp]:\n  Fine\n\nERROR 1 [file topol.top, line 3]:\n  No such\n  type X\n"
+        "\nFatal error:\nThere was 1 error\n\nFor more information\n"
+    )
+    assert reason(log, 1) == "No such type X"
+    log.write_text("-----\nFatal error:\nNo such moleculetype ETH\n\nFor more\n")
+    assert reason(log, 1) == "No such moleculetype ETH"
+    log.write_text("")
+    assert reason(log, 4) == "ended with status 4"
+
+
+# ---------------------------------------------------------------------------------- the spec
+
+
+def test_files_travel_as_text(tmp_path: Path) -> None:
+    (tmp_path / "md.mdp").write_text(MDP)
+    (tmp_path / "s.top").write_text(METHANE)
+    engine = {"kind": "gromacs", "mdp": "md.mdp", "topologies": {"s": "s.top"}}
+    path = tmp_path / "campaign.json"
+    path.write_text(json.dumps(spec(engine=engine)))
+    assert load_spec(path).stages[0].engine == settings()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"topologies": {"t": METHANE}}, "topologies: has none of 's'; add s: FILE.top"),
+        ({"topologies": {"s": METHANE, "t": METHANE}}, "topologies: 't' is not in systems"),
+        ({"elements": {"OW": "O"}}, "elements: 'O' is not in type_map"),
+    ],
+)
+def test_mistakes_in_the_spec(changes: dict[str, Any], said: str) -> None:
+    engine = spec()["stages"][0]["engine"] | changes
+    with pytest.raises(ValueError, match=said):
+        Spec.model_validate(spec(engine=engine))
+
+
+def test_its_barostat_needs_no_virial_of_the_committee() -> None:
+    npt = {"pressures": [1.0], "md": {"ensemble": "npt"}}
+    assert "stages.0.md.ensemble" not in uses_of_virial(Spec.model_validate(spec(**npt)))
+    own = Spec.model_validate(spec(engine="md", **npt))
+    assert "stages.0.md.ensemble" in uses_of_virial(own)
+
+
+def test_validate_says_that_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPSTREAM_EXPLORER_GROMACS", "no-such-gmx")
+    with pytest.raises(SpecError, match="needs GROMACS: no-such-gmx is not on PATH"):
+        check_engines(Spec.model_validate(spec()))
+
+
+def test_plan_and_report_say_what_moves_the_atoms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Spec.model_validate(spec())
+    console = Console(width=200, record=True, file=io.StringIO())
+    for part in plan(wanted, Gathered({"s": []}, [], [], [], []), make_recipe(wanted.labels)):
+        console.print(part)
+    text = " ".join(console.export_text().split())
+    assert "gmx: GROMACS with the force field of the topology; the committee only judges" in text
+
+    engine = settings().model_copy(update={"topologies": {"methane": METHANE}})
+    (stage,) = sample_ledger.spec().stages
+    stages = (stage.model_copy(update={"engine": engine}),)
+    moved = sample_ledger.spec().model_copy(update={"stages": stages})
+    monkeypatch.setattr(sample_ledger, "spec", lambda: moved)
+    html = render(sample_ledger.write_beginning(tmp_path), sample_ledger.NAME)
+    assert "moved by GROMACS with the force field of the topology, judged by the committee" in html
