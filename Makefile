@@ -97,8 +97,7 @@ codes:
 	  && command -v gmx >/dev/null || { \
 	  $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq --no-install-recommends \
 	  -o DPkg::Lock::Timeout=300 cp2k cp2k-data quantum-espresso quantum-espresso-data openmpi-bin \
-	  gromacs \
-	  >/dev/null; } || echo "CP2K, Quantum ESPRESSO or GROMACS cannot be installed: their tests are skipped"
+	  gromacs >/dev/null; } || echo "CP2K, Quantum ESPRESSO or GROMACS cannot be installed: their tests are skipped"
 
 # deploy/images.py takes the first of docker, podman and buildah that works.
 builder:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from dpstream.dpgen.fp_styles import ELSEWHERE, STYLES
+from dpstream.dpgen.gromacs import GROMACS_JOB, GROMACS_PARAM, SETTINGS
 from dpstream.dpgen.key_table import Key
 from dpstream.dpgen.keys import (
     DATA,
@@ -40,6 +41,9 @@ PREFIXES = {
 }
 
 
+GROMACS = "with model_devi_engine gromacs"
+
+
 def markdown() -> str:
     """The complete page."""
     others = PARAM[len((*DATA, *TRAINING, *EXPLORATION, *LABELING)) :]
@@ -48,6 +52,9 @@ def markdown() -> str:
         ("param.json: training", TRAINING),
         ("param.json: exploration", (*EXPLORATION, *others)),
         ("param.json: model_devi_jobs[]", JOBS),
+        (f"param.json: {GROMACS}", GROMACS_PARAM),
+        (f"param.json: model_devi_jobs[] {GROMACS}", GROMACS_JOB),
+        (f"param.json: gromacs_settings {GROMACS}", SETTINGS),
         ("param.json: model_devi_jobs[] with a template", tuple(LEFT_TO_TEMPLATE.values())),
         ("param.json: model_devi_jobs[].template", TEMPLATE),
         ("param.json: model_devi_jobs[].rev_mat, sys_rev_mat.*", REVISIONS),

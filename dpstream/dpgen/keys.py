@@ -67,7 +67,10 @@ TRAINING: tuple[Key, ...] = (
 )
 
 EXPLORATION: tuple[Key, ...] = (
-    mapped("model_devi_engine", "lammps: the committee's dynamics; others are refused, see below"),
+    mapped(
+        "model_devi_engine",
+        "lammps: the committee's dynamics; gromacs: stages[].engine; others are refused, see below",
+    ),
     mapped("model_devi_jobs", "stages, each explored once (repeat: false), in order"),
     mapped("model_devi_dt", "md.timestep, ps"),
     mapped("model_devi_taut", "md.tau_t, ps"),
@@ -178,8 +181,6 @@ ENGINES = {
     "continue with dpgen run",
     "calypso": "remove it and CALYPSO's keys, let CALYPSO search beside the campaign, and offer "
     "its structures: dpstream propose --watch DIR",
-    "gromacs": "explore with LAMMPS (remove it and gromacs_settings), or offer frames of GROMACS "
-    "to the campaign: dpstream propose FILE",
 }
 """Values of model_devi_engine that are refused, and what to do."""
 OTHER_ENGINES: dict[str, tuple[str, ...]] = {

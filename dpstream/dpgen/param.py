@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from dpstream.dpgen.fp_style import FpParam, Json
-from dpstream.dpgen.key_table import KeyLine, account
+from dpstream.dpgen.gromacs import DIFFERENCES as GROMACS_DIFFERENCES
+from dpstream.dpgen.gromacs import (
+    GROMACS_JOB,
+    GROMACS_PARAM,
+    SETTINGS,
+    GromacsFolder,
+    charge_of,
+    read_folder,
+    structures,
+)
+from dpstream.dpgen.key_table import Key, KeyLine, account
 from dpstream.dpgen.keys import ENGINES, PARAM
 from dpstream.dpgen.labels import STYLE_KEYS, check_style, keys_of, read_labels, relabelled
 from dpstream.dpgen.param_model import RunParam
@@ -68,6 +78,11 @@ class Places:
         relative = os.path.relpath(whole, self.target.absolute())
         return whole if relative.startswith("..") else relative
 
+    def folders(self, pattern: str, prefix: str) -> list[tuple[str, Path]]:
+        """The sorted folders that match a pattern, as `place` gives them and absolute."""
+        whole = self.folder.absolute() / Path(prefix).expanduser() / pattern
+        return [(self.place(path), Path(path)) for path in sorted(glob(str(whole)))]
+
     def matching(self, pattern: str) -> list[str]:
         """The sorted paths that match a pattern of the file. Raises `SpecError` if none do."""
         paths = sorted(glob(str(self.folder.absolute() / Path(pattern).expanduser())))
@@ -99,8 +114,10 @@ def convert(
     if code is None:
         check_style(values)
     own = {key: value for key, value in values.items() if key not in style}
-    lines = account(own, PARAM, elsewhere=keys_of(values))
+    lines = account(own, _table(values), elsewhere=keys_of(values))
     lines += _account_jobs(values)
+    if _by_gromacs(values) and isinstance(values.get("gromacs_settings"), dict):
+        lines += account(values["gromacs_settings"], SETTINGS, "gromacs_settings.")
     param = validated(RunParam, dict(values))
     given = FpParam(values, param.type_map, places.place)
     labels, more = relabelled(code, style) if code else read_labels(given, style)
@@ -109,9 +126,21 @@ def convert(
     return Converted(document, (*lines, *more), notes)
 
 
+def _table(values: Mapping[str, Any]) -> list[Key]:
+    """The keys of a param file, with those of GROMACS if it is the engine."""
+    own = {key.name: key for key in GROMACS_PARAM} if _by_gromacs(values) else {}
+    return [own.get(key.name, key) for key in PARAM]
+
+
+def _by_gromacs(values: Mapping[str, Any]) -> bool:
+    return values.get("model_devi_engine") == "gromacs"
+
+
 def _check_engine(name: Any) -> None:
-    if name not in (None, "lammps"):  # null is DP-GEN's default, too
-        raise SpecError(f"model_devi_engine: {name!r}: {ENGINES.get(name) or 'must be lammps'}")
+    if name not in (None, "lammps", "gromacs"):  # null is DP-GEN's default, too
+        raise SpecError(
+            f"model_devi_engine: {name!r}: {ENGINES.get(name) or 'must be lammps or gromacs'}"
+        )
 
 
 def _document(
@@ -122,7 +151,12 @@ def _document(
     differences = template_differences(param, jobs)
     if not jobs:
         raise SpecError(f"--from-run: all {begun.jobs} jobs are done; add to model_devi_jobs")
-    if param.shuffle_poscar:
+    folders: dict[str, GromacsFolder] = {}
+    if param.model_devi_engine == "gromacs":
+        differences += GROMACS_DIFFERENCES
+        used = sorted({index for number, job in jobs for index in expanded(job, number)})
+        folders = {system_name(i): read_folder(param, i, places.folders) for i in used}
+    if param.shuffle_poscar and not folders:
         differences.append(SHUFFLED)
     data = [places.place(path, param.init_data_prefix) for path in param.init_data_sys]
     document = {
@@ -133,7 +167,7 @@ def _document(
         "initial": {"data": [*data, *begun.labels]},
         "training": read_training(param, places.place, places.matching, differences),
         "md": _md(param),
-        "stages": read_stages(param, jobs, places.place),
+        "stages": read_stages(param, jobs, places.place, folders),
         "selection": _selection(param, jobs, differences),
         "labels": labels | _electrons(param),
         "audit": {"per_round": 0},
@@ -161,8 +195,9 @@ def _account_jobs(values: Mapping[str, Any]) -> list[KeyLine]:
     """One line per key and fate, with the value from the first job that has the key."""
     lines: dict[tuple[str, str], KeyLine] = {}
     with_plumed = bool(values.get("model_devi_plumed"))
+    own = GROMACS_JOB if _by_gromacs(values) else ()
     for number, job in enumerate(_jobs(values)):
-        for line in account_job(job, f"model_devi_jobs.{number}.", with_plumed):
+        for line in account_job(job, f"model_devi_jobs.{number}.", with_plumed, own):
             key = line.key.replace(f".{number}.", "[].", 1)
             lines.setdefault((key, line.words), replace(line, key=key))
     return list(lines.values())
@@ -185,7 +220,9 @@ def _systems(param: RunParam, jobs: Jobs, places: Places, differences: list[str]
     if idle:
         differences.append(f"sys_configs: {', '.join(idle)}: omitted, because no job explores them")
     return {
-        system_name(index): _system(param, patterns, places) | electrons_of(param, jobs, index)
+        system_name(index): _system(param, patterns, places)
+        | electrons_of(param, jobs, index)
+        | (charge_of(param, index) if param.model_devi_engine == "gromacs" else {})
         for index, patterns in enumerate(param.sys_configs)
         if index in used
     }
@@ -195,6 +232,11 @@ def _system(param: RunParam, patterns: list[str], places: Places) -> Json:
     # DP-GEN's `**` is a `*`; in a spec it stands for any number of folders.
     patterns = [re.sub(r"\*\*+", "*", pattern) for pattern in patterns]
     paths = [places.place(pattern, param.sys_configs_prefix) for pattern in patterns]
+    if param.model_devi_engine == "gromacs":
+        return {
+            "structures": structures(param, paths),
+            **({"periodic": False} if param.model_devi_nopbc else {}),
+        }
     known = all(ASE_KNOWS.search(Path(path).name) for path in paths)
     plain = param.sys_format in POSCAR_FORMS and known
     return {

@@ -84,6 +84,16 @@ class ModelDeviJob(ParamSection):
     model_devi_v_trust_hi: float | dict[str, float] | None = None
 
 
+class GromacsFiles(ParamSection):
+    """gromacs_settings: names of files in the folder of each system, and warnings to allow."""
+
+    mdp_filename: str = "md.mdp"
+    topol_filename: str = "processed.top"
+    conf_filename: str = "conf.gro"
+    type_filename: str = "type.raw"
+    maxwarn: int = Field(default=1, ge=0)
+
+
 class RunParam(ParamSection):
     type_map: list[str] = Field(min_length=1)
     mass_map: list[float] | str = "auto"
@@ -95,6 +105,9 @@ class RunParam(ParamSection):
     sys_configs_prefix: str = ""
     sys_configs: list[list[str]] = Field(min_length=1)
     sys_batch_size: list[int | str] | None = None
+    sys_charges: list[int] | None = None
+    model_devi_engine: str | None = None
+    gromacs_settings: GromacsFiles = GromacsFiles()
 
     numb_models: int = Field(ge=2, le=16)
     train_backend: str = "tensorflow"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dpstream.dpgen.fp_style import Json
+from dpstream.dpgen.gromacs import GromacsFolder, completed, read_gromacs
 from dpstream.dpgen.param_model import ModelDeviJob, PerSystem, RunParam
 from dpstream.dpgen.templates import read_engine, settled
 from dpstream.shared.errors import SpecError
@@ -51,17 +52,30 @@ def _range(text: str, where: str) -> Sequence[int]:
         ) from None
 
 
-def read_stages(param: RunParam, jobs: Jobs, place: Callable[[str], str]) -> list[Json]:
-    """One stage per job, in order, each explored once from every structure."""
-    return [_stage(param, job, number, place) for number, job in jobs]
+def read_stages(
+    param: RunParam,
+    jobs: Jobs,
+    place: Callable[[str], str],
+    folders: Mapping[str, GromacsFolder],
+) -> list[Json]:
+    """One stage per job, in order, each explored once from every structure. `folders`: of systems
+    that GROMACS moves, by name."""
+    return [_stage(param, job, number, place, folders) for number, job in jobs]
 
 
 def jobs_left(param: RunParam, done: int) -> Jobs:
     """The jobs after the first `done`, with steps and temperatures from templates if any."""
     return [
-        (number, settled(job, _systems(param, job, number), f"model_devi_jobs.{number}"))
+        (
+            number,
+            settled(_filled(param, job), _systems(param, job, number), f"model_devi_jobs.{number}"),
+        )
         for number, job in list(enumerate(param.model_devi_jobs))[done:]
     ]
+
+
+def _filled(param: RunParam, job: ModelDeviJob) -> ModelDeviJob:
+    return completed(job) if param.model_devi_engine == "gromacs" else job
 
 
 def _systems(param: RunParam, job: ModelDeviJob, number: int) -> list[int]:
@@ -74,10 +88,18 @@ def _systems(param: RunParam, job: ModelDeviJob, number: int) -> list[int]:
     return systems
 
 
-def _stage(param: RunParam, job: ModelDeviJob, number: int, place: Callable[[str], str]) -> Json:
+def _stage(
+    param: RunParam,
+    job: ModelDeviJob,
+    number: int,
+    place: Callable[[str], str],
+    folders: Mapping[str, GromacsFolder],
+) -> Json:
     where = f"model_devi_jobs.{number}"
     systems = expanded(job, number)
-    if job.template is None:
+    if folders:
+        how = _by_gromacs(param, job, {n: folders[n] for n in map(system_name, systems)}, where)
+    elif job.template is None:
         how = _native(param, job, where)
     else:
         how = _own(param, job, systems, place, where)
@@ -90,6 +112,19 @@ def _stage(param: RunParam, job: ModelDeviJob, number: int, place: Callable[[str
         "starts": "all",
         "repeat": False,
     }
+
+
+def _by_gromacs(
+    param: RunParam, job: ModelDeviJob, folders: Mapping[str, GromacsFolder], where: str
+) -> Json:
+    if job.template is not None or job.nbeads is not None or param.use_ele_temp:
+        raise SpecError(
+            f"{where}: template, nbeads and use_ele_temp do not go with model_devi_engine gromacs; "
+            "remove them"
+        )
+    engine, given = read_gromacs(param, folders, where)
+    md = _steps(job) | {"ensemble": given.pop("ensemble")}
+    return {"engine": engine, "md": md, **given}
 
 
 def _temperatures(param: RunParam, job: ModelDeviJob, where: str) -> Json:

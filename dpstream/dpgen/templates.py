@@ -33,10 +33,13 @@ def template_differences(param: RunParam, jobs: Sequence[tuple[int, ModelDeviJob
     return [FORCES, NUMBERS] if param.model_devi_plumed else [FORCES]
 
 
-def account_job(job: Mapping[str, Any], where: str, with_plumed: bool) -> list[KeyLine]:
-    """What each key of a job becomes, including keys of its template and matrices."""
+def account_job(
+    job: Mapping[str, Any], where: str, with_plumed: bool, more: Sequence[Key] = ()
+) -> list[KeyLine]:
+    """What each key of a job becomes, including keys of its template and matrices. `more`: what
+    keys become with its engine."""
     templated = bool(job.get("template"))
-    own = LEFT_TO_TEMPLATE if templated else {}
+    own = {key.name: key for key in more} | (LEFT_TO_TEMPLATE if templated else {})
     lines = account(job, [own.get(key.name, key) for key in JOBS], where)
     parts = {
         "template": (job.get("template"), TEMPLATE),

@@ -97,3 +97,14 @@ def water_box(edge: int, seed: int = 2) -> Frame:
 
 def canonical_box(edge: int, seed: int = 2) -> Frame:
     return canonical(water_box(edge, seed)).frame
+
+
+def gro_of_methane() -> str:
+    """Methane in a cell of 20 Å, in the order of `METHANE`."""
+    atoms = molecule("CH4")[[1, 2, 0, 3, 4]]
+    names, places = ("H1", "H2", "C", "H3", "H4"), atoms.positions / 10
+    lines = [
+        f"    1MET  {name:>5}{number:5d}{x:8.3f}{y:8.3f}{z:8.3f}"
+        for number, (name, (x, y, z)) in enumerate(zip(names, places, strict=True), 1)
+    ]
+    return "\n".join(["methane", "5", *lines, "   2.0   2.0   2.0", ""])

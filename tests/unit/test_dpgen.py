@@ -15,6 +15,7 @@ import yaml
 from deepmd.utils.argcheck import normalize
 
 from dpstream.dpgen.fp_styles import ELSEWHERE, STYLES
+from dpstream.dpgen.gromacs import GROMACS_JOB, GROMACS_PARAM, SETTINGS
 from dpstream.dpgen.key_page import markdown
 from dpstream.dpgen.key_table import read, without_comments
 from dpstream.dpgen.keys import JOBS, PARAM
@@ -70,7 +71,10 @@ def test_every_key_of_dpgen_is_in_the_tables() -> None:
     assert {key.name for key in RESOURCES} >= set(dpgen_keys.RESOURCES.split())
 
 
-@pytest.mark.parametrize("table", [PARAM, JOBS, TOP, PART, MACHINE, RESOURCES])
+@pytest.mark.parametrize(
+    "table",
+    [PARAM, JOBS, TOP, PART, MACHINE, RESOURCES, GROMACS_PARAM, GROMACS_JOB, SETTINGS],
+)
 def test_no_key_has_two_fates(table: Any) -> None:
     assert len({key.name for key in table}) == len(table)
 
@@ -535,8 +539,8 @@ def test_another_code_may_label_instead() -> None:
             {"model_devi_engine": "calypso", "vsc": True},
             "offer its structures: dpstream propose --",
         ),
-        ({"model_devi_engine": "gromacs", "gromacs_settings": {}}, "dpstream propose FILE"),
-        ({"model_devi_engine": "lmp"}, "model_devi_engine: 'lmp': must be lammps"),
+        ({"model_devi_engine": "gromacs", "gromacs_settings": {}}, "sys_configs.0: 00000*"),
+        ({"model_devi_engine": "lmp"}, "model_devi_engine: 'lmp': must be lammps or gromacs"),
         ({"fp_style": "amber/diff", "high_level": "x"}, "(DPRc) are not supported; continue with"),
         ({"fp_style": "abacus", "fp_dpks_descriptor": "jle.orb"}, "labels of DeePKS are not"),
         (

@@ -61,12 +61,14 @@ def mdp_text(settings: Gromacs, md: Md, condition: Condition, seed: int) -> str:
     parameters that are not allowed, and if their thermostat or barostat contradicts `md`."""
     given = parameters(settings.mdp)
     _check_ensemble(given, md.ensemble)
+    theirs = {name: value for name, value in given.items() if name not in OURS}
     own = _own(given, md, condition, seed)
-    return "".join(f"{name} = {value}\n" for name, value in {**given, **own}.items())
+    return "".join(f"{name} = {value}\n" for name, value in {**theirs, **own}.items())
 
 
 def parameters(text: str) -> dict[str, str]:
-    """The allowed parameters of a file, by GROMACS' present name. Raises ValueError."""
+    """The parameters of a file, by their names in lower case with hyphens. Raises ValueError for
+    those that are not allowed."""
     found: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         bare = line.partition(";")[0].strip()
@@ -79,8 +81,7 @@ def parameters(text: str) -> dict[str, str]:
             _check(name, equals, value)
         except ValueError as error:
             raise ValueError(f"mdp: line {number}: {bare!r}: {error}") from error
-        if name not in OURS:
-            found[name] = value
+        found[name] = value
     return found
 
 
@@ -98,16 +99,22 @@ def _check(name: str, equals: str, value: str) -> None:
         raise ValueError(f"must be one of {', '.join(INTEGRATORS)}")
 
 
-def _check_ensemble(given: Mapping[str, str], ensemble: str) -> None:
+def ensemble_of(given: Mapping[str, str]) -> str:
+    """nve, nvt or npt, as the parameters make it."""
+    if _is_on(given, "pcoupl"):
+        return "npt"
     thermostat = _is_on(given, "tcoupl") or _value(given, "integrator") in STOCHASTIC
-    barostat = _is_on(given, "pcoupl")
-    found = "npt" if barostat else "nvt" if thermostat else "nve"
+    return "nvt" if thermostat else "nve"
+
+
+def _check_ensemble(given: Mapping[str, str], ensemble: str) -> None:
+    found = ensemble_of(given)
     if found != ensemble.partition("-")[0]:
         raise ValueError(
             f"mdp: integrator, tcoupl and pcoupl make the ensemble {found}, md.ensemble is "
             f"{ensemble}; change one"
         )
-    if barostat and _value(given, "pcoupltype") not in REFERENCES:
+    if found == "npt" and _value(given, "pcoupltype") not in REFERENCES:
         raise ValueError(f"mdp: pcoupltype: must be one of {', '.join(REFERENCES)}")
 
 
