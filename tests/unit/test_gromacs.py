@@ -184,7 +184,8 @@ def test_the_first_error_of_gromacs_is_quoted(tmp_path: Path) -> None:
         "\nFatal error:\nThere was 1 error\n\nFor more information\n"
     )
     assert reason(log, 1) == "No such type X"
-    log.write_text("-----\nFatal error:\nNo such moleculetype ETH\n\nFor more\n")
+    where = "-----\nProgram:     gmx grompp, version 2022.5\nFunction:    void f()\n\n"
+    log.write_text(f"{where}Internal error (bug):\nNo such moleculetype ETH\n\nFor more\n")
     assert reason(log, 1) == "No such moleculetype ETH"
     log.write_text("")
     assert reason(log, 4) == "ended with status 4"

@@ -125,7 +125,10 @@ class GromacsDynamics:
                 return sound, problem
             own = None if self.request.vacuum else cell
             moved = replace(self.request.frame, positions=positions, cell=own)
-            sound.append(canonical(moved).frame)
+            try:
+                sound.append(canonical(moved).frame)
+            except ValueError as error:  # atoms flew away, or the cell collapsed
+                return sound, str(error)
         return sound, None
 
     def _checks(self) -> Iterator[tuple[Floats, Floats]]:

@@ -16,16 +16,15 @@ import numpy as np
 
 from dpstream.services.explorer.gromacs.inputs import NM
 from dpstream.services.explorer.running_program import ended
+from dpstream.shared.atoms.frames import Floats
 from dpstream.shared.runtime.child_process import die_with_parent, progressed
 
 LOG = "gromacs.log"
 LENIENT = 100
 """Warnings allowed in a run input from which only the atoms are read."""
 PROBLEM = re.compile(r"^(?:ERROR|WARNING) \d+ \[.*?\]:\n(.*?)\n\n", re.MULTILINE | re.DOTALL)
-FATAL = re.compile(
-    r"^(?:Fatal error|Error in user input|Inconsistency in user input):\n(.*?)\n(?:\n|---)",
-    re.MULTILINE | re.DOTALL,
-)
+FATAL = re.compile(r"^Program:.*?\n\n[^\n]*:\n(.*?)\n(?:\n|---)", re.MULTILINE | re.DOTALL)
+"""The last words of a program: lines on where it failed, then the kind of error and its text."""
 LONGEST = 300
 NAME, ELEMENT = slice(12, 16), slice(76, 78)
 """Columns of a PDB file."""
@@ -81,14 +80,20 @@ def _convert(program: str, working: Path, trajectory: Path) -> None:
     error = _failure(words, working, answers="0\n")  # the group of all atoms
     if error is not None:
         raise RuntimeError(f"gmx traj: {error}")
-    places = np.loadtxt(working / "positions.xvg", ndmin=2)[1:, 1:]
-    edges = np.loadtxt(working / "cells.xvg", ndmin=2)[1:, 1:]
+    places, edges = (_table(working / name) for name in ("positions.xvg", "cells.xvg"))
+    positions = places.reshape(len(places), places.shape[1] // 3, 3)
     cells = np.zeros((len(edges), 3, 3))
-    for column, (row, axis) in enumerate(((0, 0), (1, 1), (2, 2), (1, 0), (2, 0), (2, 1))):
-        cells[:, row, axis] = edges[:, column]
-    positions = places.reshape(len(places), -1, 3)
+    cells[:, (0, 1, 2, 1, 2, 2), (0, 1, 2, 0, 0, 1)] = edges
     with (working / "frames.npz").open("wb") as file:
         np.savez(file, positions=positions / NM, cells=cells / NM)
+
+
+def _table(path: Path) -> Floats:
+    """The rows of a table after the first, without the times. There is none if GROMACS failed at
+    once."""
+    with path.open() as lines:
+        rows = [line for line in lines if line.strip()]
+    return np.loadtxt(rows[1:], ndmin=2)[:, 1:] if len(rows) > 1 else np.empty((0, 6))
 
 
 def _grompp(program: str, working: Path, output: str, warnings: int) -> str | None:

@@ -1,0 +1,108 @@
+"""The programs of GROMACS on small boxes of water, without a committee."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpstream.services.explorer.gromacs.child import gromacs_atoms, gromacs_begin, gromacs_run
+from dpstream.services.explorer.gromacs.inputs import canonical_order, gro_lines, mdp_text
+from dpstream.shared.atoms.frames import Floats, canonical, min_distance
+from dpstream.shared.spec import Md
+from dpstream.shared.spec.engines import Gromacs
+from dpstream.shared.values import Condition
+from tests.support.gromacs import MDP, SPCE, canonical_box, needs_gromacs, water_box
+
+pytestmark = needs_gromacs
+EDGE = 4
+WATERS = EDGE**3
+OPLS = '#include "oplsaa.ff/forcefield.itp"\n#include "oplsaa.ff/{model}.itp"\n[ system ]\nw\n'
+MOLECULES = f"[ molecules ]\nSOL {WATERS}\n"
+
+
+def write(folder: Path, topology: str, mdp: str = MDP, pressure: float | None = None) -> None:
+    settings = Gromacs(kind="gromacs", mdp=mdp, topologies={"s": topology})
+    condition = Condition(system="s", temperature=300.0, pressure=pressure)
+    md = Md(timestep=0.0005, steps=40, every=10, ensemble="nvt" if pressure is None else "npt")
+    (folder / "md.mdp").write_text(mdp_text(settings, md, condition, 3))
+    (folder / "topol.top").write_text(topology)
+    box = water_box(EDGE)
+    assert box.cell is not None
+    lines = gro_lines(["OW", "HW1", "HW2"] * WATERS, box.positions, box.cell)
+    (folder / "conf.gro").write_text("\n".join(lines) + "\n")
+
+
+def ran(folder: Path, *steps: int) -> Floats:
+    """Positions of the checks, Å."""
+    assert gromacs_begin("gmx", str(folder), 0) is None
+    found = []
+    for number, each in enumerate(steps):
+        assert gromacs_run("gmx", str(folder), each, 1, goes_on=number > 0) is None
+        found.append(np.load(folder / "frames.npz")["positions"])
+    return np.concatenate(found)
+
+
+def test_a_topology_of_gromacs_own_force_field_names_its_elements(tmp_path: Path) -> None:
+    write(tmp_path, OPLS.format(model="spce") + MOLECULES)
+    atoms = gromacs_atoms("gmx", str(tmp_path))["atoms"]
+    assert atoms == [["OW", "O"], ["HW1", "H"], ["HW2", "H"]] * WATERS
+    species = canonical_box(EDGE).species
+    order = canonical_order([(a, b) for a, b in atoms], {}, species)
+    frame = canonical(water_box(EDGE))
+    np.testing.assert_array_equal(order, frame.order)
+
+
+def test_two_segments_are_one_trajectory_in_angstrom(tmp_path: Path) -> None:
+    write(tmp_path, SPCE.format(count=WATERS))
+    positions = ran(tmp_path, 20, 20)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    write(whole, SPCE.format(count=WATERS))
+    np.testing.assert_allclose(positions, ran(whole, 40), atol=2e-3)
+    assert len(positions) == 4
+    moved = positions[0] - water_box(EDGE).positions
+    moved -= 3.1 * EDGE * np.rint(moved / (3.1 * EDGE))
+    assert 0.001 < np.abs(moved).max() < 1.0, "Å in 5 fs"
+    last = replace(water_box(EDGE), positions=positions[-1])
+    assert 0.7 < min_distance(last) < 1.1, "Å: an O-H bond"
+
+
+def test_a_barostat_changes_the_cell(tmp_path: Path) -> None:
+    mdp = MDP + "pcoupl = C-rescale\ntau-p = 0.1\ncompressibility = 4.5e-5\n"
+    write(tmp_path, SPCE.format(count=WATERS), mdp, pressure=20000.0)
+    ran(tmp_path, 40)
+    cells = np.load(tmp_path / "frames.npz")["cells"]
+    widths = cells[:, 0, 0]
+    assert len(set(widths.tolist())) > 1
+    np.testing.assert_allclose(widths, 12.4, rtol=0.15)
+    np.testing.assert_allclose(cells, widths[:, None, None] * np.eye(3), atol=1e-4)
+
+
+def test_virtual_sites_are_named(tmp_path: Path) -> None:
+    write(tmp_path, OPLS.format(model="tip4p") + "[ molecules ]\nSOL 48\n")
+    atoms = gromacs_atoms("gmx", str(tmp_path))["atoms"]
+    with pytest.raises(ValueError, match=r"no element \(at.num\) of atom MW"):
+        canonical_order([(a, b) for a, b in atoms], {}, canonical_box(EDGE).species)
+
+
+def test_warnings_are_counted_and_quoted(tmp_path: Path) -> None:
+    charged = SPCE.format(count=WATERS).replace("-0.8476", "-0.7")
+    write(tmp_path, charged, MDP.replace("reaction-field", "PME"))
+    assert "net charge" in str(gromacs_begin("gmx", str(tmp_path), 0))
+    assert gromacs_begin("gmx", str(tmp_path), 1) is None
+
+
+def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+    found = gromacs_atoms("no-such-gmx", str(tmp_path))
+    assert "install GROMACS, or set DPSTREAM_EXPLORER_GROMACS" in found["error"]
+
+
+def test_what_blows_up_has_a_reason_and_the_frames_before_it(tmp_path: Path) -> None:
+    write(tmp_path, SPCE.format(count=WATERS).replace("345000", "34500000000000"))
+    assert gromacs_begin("gmx", str(tmp_path), 9) is None
+    error = gromacs_run("gmx", str(tmp_path), 400, 1, goes_on=False)
+    assert str(error).startswith("Step 0: The total potential energy is")
+    assert len(np.load(tmp_path / "frames.npz")["positions"]) < 40
