@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from dpstream.services.explorer.gromacs.child import gromacs_atoms, gromacs_begin, gromacs_run
-from dpstream.services.explorer.gromacs.inputs import canonical_order, gro_lines, mdp_text
+from dpstream.services.explorer.gromacs.inputs import (
+    canonical_order,
+    gro_lines,
+    inputs_for_names,
+    mdp_text,
+    parameters,
+)
 from dpstream.shared.atoms.frames import Floats, canonical, min_distance
 from dpstream.shared.spec import Md
 from dpstream.shared.spec.engines import Gromacs
@@ -33,6 +39,8 @@ def write(folder: Path, topology: str, mdp: str = MDP, pressure: float | None = 
     assert box.cell is not None
     lines = gro_lines(["OW", "HW1", "HW2"] * WATERS, box.positions, box.cell)
     (folder / "conf.gro").write_text("\n".join(lines) + "\n")
+    for name, text in inputs_for_names(3 * WATERS, parameters(mdp)).items():
+        (folder / name).write_text(text)
 
 
 def ran(folder: Path, *steps: int) -> Floats:

@@ -184,9 +184,14 @@ def test_the_first_error_of_gromacs_is_quoted(tmp_path: Path) -> None:
         "\nFatal error:\nThere was 1 error\n\nFor more information\n"
     )
     assert reason(log, 1) == "No such type X"
+    warned = "WARNING 1 [file topol.top]:\n  Odd names\n\n"
+    log.write_text(warned + log.read_text())
+    assert reason(log, 1) == "No such type X"
     where = "-----\nProgram:     gmx grompp, version 2022.5\nFunction:    void f()\n\n"
     log.write_text(f"{where}Internal error (bug):\nNo such moleculetype ETH\n\nFor more\n")
     assert reason(log, 1) == "No such moleculetype ETH"
+    log.write_text(f"{warned}{where}Fatal error:\nToo many warnings (1).\nIf you\n\nFor more\n")
+    assert reason(log, 1) == "Odd names"
     log.write_text("")
     assert reason(log, 4) == "ended with status 4"
 

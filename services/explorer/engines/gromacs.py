@@ -23,6 +23,7 @@ from dpstream.services.explorer.gromacs.inputs import (
     canonical_order,
     check_topology,
     gro_lines,
+    inputs_for_names,
     mdp_text,
     parameters,
     room_for,
@@ -55,9 +56,9 @@ class GromacsDynamics:
         request = self.request
         seed = stable_seed(request.command.seed, "gromacs")
         files = gromacs_inputs(self.settings, request.md, request.command.condition, seed)
+        files |= inputs_for_names(len(self.order), parameters(self.settings.mdp))
         for name, text in files.items():
             (self.folder / name).write_text(text)
-        self._write_start(["X"] * len(self.order))
         found = self._call("gromacs_atoms")
         _raise_if(found.get("error"))
         atoms = [(str(name), str(element)) for name, element in found["atoms"]]

@@ -1,7 +1,8 @@
 """Runs the programs of GROMACS. Only the explorer's child process, which is confined, imports this.
 
-Preparations return the reason of a failure as text: it lies in the campaign's files. Files of a
-trajectory in its folder: `md.mdp`, `topol.top`, `conf.gro`, then `run.tpr` and `state.cpt`.
+Preparations return the reason of a failure as text: it lies in the campaign's files. A trajectory
+has a folder with `topol.top`, `names.mdp`, `names.gro`, `md.mdp`, `conf.gro`, then `run.tpr` and
+`state.cpt`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dpstream.shared.runtime.child_process import die_with_parent, progressed
 LOG = "gromacs.log"
 LENIENT = 100
 """Warnings allowed in a run input from which only the atoms are read."""
-PROBLEM = re.compile(r"^(?:ERROR|WARNING) \d+ \[.*?\]:\n(.*?)\n\n", re.MULTILINE | re.DOTALL)
+PROBLEM = r"^{} \d+ \[.*?\]:\n(.*?)\n\n"
 FATAL = re.compile(r"^Program:.*?\n\n[^\n]*:\n(.*?)\n(?:\n|---)", re.MULTILINE | re.DOTALL)
 """The last words of a program: lines on where it failed, then the kind of error and its text."""
 LONGEST = 300
@@ -34,7 +35,7 @@ def gromacs_atoms(program: str, folder: str) -> dict[str, Any]:
     """`atoms`: name and element of each atom of the topology, the element empty where the topology
     has none; or `error`."""
     working = Path(folder)
-    error = _grompp(program, working, "names.tpr", LENIENT)
+    error = _grompp(program, working, "names.mdp", "names.gro", "names.tpr", LENIENT)
     error = error or _failure([program, "editconf", "-f", "names.tpr", "-o", "names.pdb"], working)
     if error is not None:
         return {"error": error}
@@ -45,7 +46,7 @@ def gromacs_atoms(program: str, folder: str) -> dict[str, Any]:
 
 def gromacs_begin(program: str, folder: str, warnings: int) -> str | None:
     """Write `run.tpr`, with at most so many `warnings`; returns why that failed, or None."""
-    return _grompp(program, Path(folder), "run.tpr", warnings)
+    return _grompp(program, Path(folder), "md.mdp", "conf.gro", "run.tpr", warnings)
 
 
 def gromacs_run(program: str, folder: str, steps: int, threads: int, goes_on: bool) -> str | None:
@@ -96,9 +97,11 @@ def _table(path: Path) -> Floats:
     return np.loadtxt(rows[1:], ndmin=2)[:, 1:] if len(rows) > 1 else np.empty((0, 6))
 
 
-def _grompp(program: str, working: Path, output: str, warnings: int) -> str | None:
-    words = [program, "grompp", "-f", "md.mdp", "-p", "topol.top", "-c", "conf.gro"]
-    words += ["-r", "conf.gro", "-o", output, "-maxwarn", str(warnings)]
+def _grompp(
+    program: str, working: Path, mdp: str, atoms: str, output: str, warnings: int
+) -> str | None:
+    words = [program, "grompp", "-f", mdp, "-p", "topol.top", "-c", atoms, "-r", atoms]
+    words += ["-o", output, "-maxwarn", str(warnings)]
     return _failure(words, working)
 
 
@@ -137,8 +140,15 @@ def _written(working: Path) -> int:
 
 
 def reason(log: Path, status: int) -> str:
-    """The first error or warning that GROMACS wrote, as one line."""
+    """The first error that GROMACS wrote, or the first of too many warnings, as one line."""
     text = log.read_text(errors="replace")
-    found = PROBLEM.search(text) or FATAL.search(text)
+    found, fatal = _problem("ERROR", text), FATAL.search(text)
+    if found is None and (fatal is None or "Too many warnings" in fatal[1]):
+        found = _problem("WARNING", text)
+    found = found or fatal
     words = " ".join(found[1].split()) if found else f"ended with status {status}"
     return words[:LONGEST]
+
+
+def _problem(kind: str, text: str) -> re.Match[str] | None:
+    return re.search(PROBLEM.format(kind), text, re.MULTILINE | re.DOTALL)

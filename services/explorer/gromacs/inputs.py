@@ -53,6 +53,8 @@ NM = 0.1
 """nm per Å."""
 ROOM = 1.0
 """nm around a molecule in vacuum, in addition to the cutoffs."""
+WIDE = 100.0
+"""Å; GROMACS' default cutoffs are 10 Å."""
 CUTOFFS = ("rcoulomb", "rvdw", "rlist")
 
 
@@ -189,6 +191,16 @@ def room_for(positions: Floats, given: Mapping[str, str]) -> Floats:
     cutoff = max([1.0, *(float(given[name]) for name in CUTOFFS if name in given)])
     edge = float(np.ptp(positions, axis=0).max()) + (2 * cutoff + ROOM) / NM
     return np.eye(3) * edge
+
+
+def inputs_for_names(count: int, given: Mapping[str, str]) -> dict[str, str]:
+    """Texts of run parameters and coordinates from which GROMACS reads a topology of `count` atoms
+    whose order is not known yet: in a wide cell, the atoms closer than any cutoff."""
+    positions = np.zeros((count, 3))
+    positions[:, 0] = np.linspace(0.0, 1.0, count)
+    lines = gro_lines(["X"] * count, positions, np.eye(3) * WIDE)
+    defines = given.get("define", "")
+    return {"names.mdp": f"define = {defines}\n", "names.gro": "\n".join(lines) + "\n"}
 
 
 def gro_lines(names: Sequence[str], positions: Floats, cell: Floats) -> Iterator[str]:
