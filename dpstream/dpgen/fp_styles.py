@@ -166,10 +166,7 @@ def _pwmat(given: FpParam) -> Json:
         return {"code": "pwmat", "settings": settings | {"etot_input": given.file(source)}}
     tags = {str(key).lower(): value for key, value in given.mapping(source).items()}
     if "mp_n123" not in tags:
-        raise SpecError(
-            f"{source}.mp_n123: missing; PWmat's mesh does not follow the cell by kspacing here, "
-            "so give one mesh for all frames"
-        )
+        settings |= _pwmat_mesh(tags, source)
     parallel = [tags.get("node1", 1), tags.get("node2", 1)]
     left = {
         key.upper(): value
@@ -179,9 +176,17 @@ def _pwmat(given: FpParam) -> Json:
     return {"code": "pwmat", "settings": settings | {"etot_input": left, "parallel": parallel}}
 
 
+def _pwmat_mesh(tags: Json, source: str) -> Json:
+    if "kspacing" not in tags:
+        raise SpecError(f"{source}.kspacing: missing; give it, or mp_n123")
+    symmetry = tags.get("flag_symm")
+    known = {} if symmetry in (None, "NONE") else {"symmetry": symmetry}
+    return {"kspacing": tags["kspacing"], **known}
+
+
 PWMAT_OURS = ("node1", "node2", "job", "in.atom", "out.mlmd", "kspacing", "flag_symm")
 """Tags that dpstream sets, and those from which DP-GEN makes a mesh."""
-ETOT = "give them as user_fp_params, with mp_n123, or as an etot.input in fp_incar"
+ETOT = "give them as user_fp_params, with mp_n123 or kspacing, or as an etot.input in fp_incar"
 PWMAT = FpStyle(
     keys=(
         *POTENTIALS,
@@ -189,7 +194,8 @@ PWMAT = FpStyle(
         mapped(
             "user_fp_params",
             "labels.settings.etot_input, except for the tags that dpstream sets; node1, node2: "
-            "labels.settings.parallel",
+            "labels.settings.parallel; kspacing and flag_symm, without mp_n123: "
+            "labels.settings.kspacing and symmetry",
         ),
         refused("fp_params", ETOT),
     ),

@@ -69,7 +69,7 @@ PAIRS = {
         f"{RUN}/dp2.x-lammps-pwscf/Al/param_al_all_gpu-deepmd-kit-2.x.json",
         f"{MACHINES}/machine-local.json",
         aluminium,
-        {"nsteps": 40, "sys_idx": [0], "temps": [50], "press": [1.0]},
+        {"nsteps": 40, "temps": [50], "press": [1.0]},
         elsewhere=("Al_ONCV_PBE_sr.upf",),
     ),
     "vasp": Pair(
@@ -102,12 +102,15 @@ def prepared(pair: Pair, data: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def _small(document: dict[str, Any], pair: Pair) -> dict[str, Any]:
-    jobs = [{**job, **pair.jobs} for job in document["model_devi_jobs"][:2]]
+    jobs = [
+        {**job, **pair.jobs, "sys_idx": [number]}
+        for number, job in enumerate(document["model_devi_jobs"][:2])
+    ]
     training = document["default_training_param"]["training"] | {"stop_batch": 100}
     return {
         **document,
         "init_data_prefix": ".",
-        "init_data_sys": ["labelled"],
+        "init_data_sys": ["labelled/deepmd"],
         "sys_configs": [["start/0/POSCAR"], ["start/1/POSCAR"]],
         "sys_batch_size": [1, 1],
         "init_batch_size": [1],

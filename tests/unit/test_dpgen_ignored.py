@@ -120,9 +120,15 @@ def test_user_fp_params_of_pwmat(tmp_path: Path) -> None:
     settings = convert_file(path, tmp_path, None, None, None).document["labels"]["settings"]
     assert settings["parallel"] == [4, 1]
     assert settings["etot_input"] == {"ECUT": 50, "MP_N123": "2 2 2 0 0 0 2"}
-    document["user_fp_params"].pop("mp_n123")
+    document["user_fp_params"] |= {"kspacing": 0.3, "flag_symm": 2}
+    del document["user_fp_params"]["mp_n123"]
     path.write_text(json.dumps(document))
-    with pytest.raises(SpecError, match=r"user_fp_params.mp_n123: missing; PWmat's mesh"):
+    settings = convert_file(path, tmp_path, None, None, None).document["labels"]["settings"]
+    assert settings["etot_input"] == {"ECUT": 50}
+    assert (settings["kspacing"], settings["symmetry"]) == (0.3, 2)
+    del document["user_fp_params"]["kspacing"]
+    path.write_text(json.dumps(document))
+    with pytest.raises(SpecError, match=r"user_fp_params.kspacing: missing; give it, or mp_n123"):
         convert_file(path, tmp_path, None, None, None)
 
 

@@ -104,6 +104,8 @@ def test_vasp_tags_may_be_a_mapping_and_kpoints_a_text(potentials_folder: Path) 
         ("siesta", {"fdf": "Net.Charge 1"}, ["fdf", "Net.Charge"]),
         ("pwmat", {"etot_input": "IN.PSP1 = x"}, ["etot_input", "IN.PSP1"]),
         ("pwmat", {"etot_input": "4 1\nECUT=50"}, ["etot_input", "settings.parallel"]),
+        ("pwmat", {"symmetry": 2}, ["symmetry: requires kspacing"]),
+        ("pwmat", {"kspacing": 0.3}, ["kspacing: etot_input has MP_N123", "give one of them"]),
     ],
 )
 def test_what_is_not_the_users_is_refused(
@@ -310,6 +312,17 @@ def test_pwmat(potentials_folder: Path) -> None:
     assert (atoms[0], atoms[1], atoms[5]) == ("2", "LATTICE", "POSITION")
     assert [line.split()[0] for line in atoms[6:8]] == ["17", "11"]
     assert atoms[8:] == ["MAGNETIC", "17 0", "11 1"]
+
+
+def test_the_mesh_of_pwmat_may_follow_the_cell(potentials_folder: Path) -> None:
+    """DP-GEN's formula: the ceiling of 2π |b| / kspacing. The recipe without it is as ever."""
+    changes = {"etot_input": {"ECUT": 50}, "kspacing": 0.6, "symmetry": 2}
+    lines = written("pwmat", potentials_folder, changes=changes)["etot.input"].splitlines()
+    reciprocal = 2 * np.pi * np.linalg.norm(np.linalg.inv(NACL.cell), axis=0)
+    mesh = " ".join(str(int(np.ceil(length / 0.6))) for length in reciprocal)
+    assert lines[-1] == f"MP_N123 = {mesh} 0 0 0 2"
+    assert recipe_of("pwmat").settings.keys() >= {"etot_input", "parallel"}
+    assert not recipe_of("pwmat").settings.keys() & {"kspacing", "symmetry"}
 
 
 # ---------------------------------------------------------------------------- potentials, versions

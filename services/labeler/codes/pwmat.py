@@ -12,10 +12,11 @@ from typing import Annotated, Any
 
 import numpy as np
 from ase.data import atomic_numbers
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_serializer, model_validator
 
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.base import CodeSettings
+from dpstream.services.labeler.codes.kpoints import mesh_of
 from dpstream.services.labeler.codes.parse import read_text, rows_after, triples
 from dpstream.services.labeler.codes.potentials import WithPotentials, potential
 from dpstream.services.labeler.codes.user_program import Program
@@ -32,6 +33,7 @@ from dpstream.shared.values import Recipe
 NOT_THE_USERS = re.compile(r"^\s*(in\.atom|in\.psp\d*|job|out\.mlmd)\s*=", re.IGNORECASE)
 PARALLEL = re.compile(r"\s*\d+\s+\d+\s*$")
 STRESS = re.compile(r"^\s*out\.stress\s*=\s*(?:\.?t|1)", re.IGNORECASE | re.MULTILINE)
+MESH = re.compile(r"^\s*MP_N123\s*=", re.IGNORECASE | re.MULTILINE)
 REASON = re.compile(r"ending_scf_reason\s*=\s*(\S+)")
 
 
@@ -48,6 +50,15 @@ class PwmatSettings(WithPotentials):
         default=(1, 1), description="first line of etot.input: must fit the workers' command"
     )
 
+    kspacing: float | None = Field(
+        default=None,
+        gt=0,
+        description="1/Å with 2π; instead of MP_N123: a mesh for the cell of each frame",
+    )
+    symmetry: int = Field(
+        default=0, ge=0, le=3, description="seventh number of MP_N123, with kspacing only"
+    )
+
     @field_validator("etot_input")
     @classmethod
     def _general(cls, text: str) -> str:
@@ -57,6 +68,23 @@ class PwmatSettings(WithPotentials):
             if PARALLEL.match(line):
                 raise ValueError(f"{line.strip()!r}: give this line as settings.parallel")
         return text
+
+    @model_validator(mode="after")
+    def _one_mesh(self) -> PwmatSettings:
+        if self.kspacing is not None and MESH.search(self.etot_input):
+            raise ValueError("kspacing: etot_input has MP_N123; give one of them")
+        if self.kspacing is None and self.symmetry:
+            raise ValueError("symmetry: requires kspacing; give it as the last number of MP_N123")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, given: Any) -> dict[str, Any]:
+        """Without the keys of the mesh if it is not by spacing: recipes of earlier releases, which
+        had no such keys, keep their digest."""
+        values: dict[str, Any] = given(self)
+        if self.kspacing is None:
+            del values["kspacing"], values["symmetry"]
+        return values
 
 
 class Pwmat(Program):
@@ -76,7 +104,12 @@ class Pwmat(Program):
             file = potential(self.name, settings["potentials"], symbol)
             shutil.copy(file, folder / f"{symbol}.UPF")
             lines.append(f"IN.PSP{number} = {symbol}.UPF")
-        lines += ["OUT.MLMD = T", settings["etot_input"].strip(), ""]
+        lines += ["OUT.MLMD = T", settings["etot_input"].strip()]
+        if "kspacing" in settings:
+            assert frame.cell is not None
+            a, b, c = mesh_of(frame.cell, settings["kspacing"])
+            lines.append(f"MP_N123 = {a} {b} {c} 0 0 0 {settings['symmetry']}")
+        lines.append("")
         (folder / "etot.input").write_text("\n".join(lines))
         (folder / "atom.config").write_text(atom_config(frame, recipe))
 
