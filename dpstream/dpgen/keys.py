@@ -55,6 +55,7 @@ TRAINING: tuple[Key, ...] = (
     mapped("training_reuse_numb_steps", "training.warm, as a fraction of numb_steps"),
     mapped("training_reuse_stop_batch", "as training_reuse_numb_steps"),
     mapped("training_reuse_start_lr", "training.warm_start_lr"),
+    ignored("training_reuse_decay_steps", "DP-GEN ignores it, too"),
     mapped("training_reuse_start_pref_e", "training.warm_input.loss.start_pref_e"),
     mapped("training_reuse_start_pref_f", "training.warm_input.loss.start_pref_f"),
     mapped("model_devi_activation_func", "training.member_input, for both networks of each member"),

@@ -8,6 +8,7 @@ from typing import Any
 from dpstream.dpgen.fp_style import FpParam, FpStyle, Json
 from dpstream.dpgen.fp_styles import CLUSTERS, ELSEWHERE, STYLES
 from dpstream.dpgen.key_table import Key, KeyLine, account, ignored, unused
+from dpstream.services.labeler.codes import CODES
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.errors import did_you_mean
 
@@ -48,10 +49,14 @@ def _with_others(name: str, style: FpStyle) -> list[Key]:
 
 
 def relabelled(code: str, keys: Mapping[str, Any]) -> tuple[Json, list[KeyLine]]:
-    """The labels section for `code` with its defaults, used instead of fp_style."""
+    """The labels section for `code` with its defaults, used instead of fp_style. Clusters have the
+    lowest multiplicity, because a bond that breaks may leave an odd number of electrons."""
     own = {key.name: key for key in CLUSTERS}
     table = [own.get(key, unused(key, f"--code {code} computes the labels")) for key in STYLE_KEYS]
-    return {"code": code}, account(keys, table)
+    known = CODES.get(code)
+    lowest = keys.get("use_clusters") and known is not None and "multiplicity" in known.inputs
+    labels = {"code": code} | ({"multiplicity": 0} if lowest else {})
+    return labels, account(keys, table)
 
 
 def _other(name: Any) -> str:

@@ -358,6 +358,9 @@ def test_clusters_are_cut_around_the_worst_atom() -> None:
     found = converted(**clusters)
     assert found.document["selection"]["clusters"] == {"radius": 5.0}
     assert found.document["labels"]["multiplicity"] == 0
+    other = converted(code="tblite", **clusters).document["labels"]
+    assert other == {"code": "tblite", "multiplicity": 0}, "a broken bond leaves odd electrons"
+    assert converted(code="qe", **clusters).document["labels"] == {"code": "qe"}
     assert any("molecules are kept whole" in text for text in found.differences)
     Spec.model_validate(found.document)
     assert spec(**gaussian).selection.clusters is None

@@ -82,10 +82,13 @@ def test_user_fp_params_are_used_instead_of_fp_params(code: str, tmp_path: Path)
 def test_keys_of_other_engines_are_ignored(tmp_path: Path) -> None:
     jobs = [{**job, "PopSize": 5, "s_t": True} for job in dpgen_methane.PARAM["model_devi_jobs"]]
     own = {"vsc": False, "cutoff": 6.0, "fp_nbands_esti_data": "x", "model_devi_jobs": jobs}
+    own |= {"training_reuse_decay_steps": 500}
     path = written(tmp_path, own)
     fates = {line.key: line.fate for line in convert_file(path, tmp_path, None, None, None).lines}
-    keys = ("vsc", "cutoff", "model_devi_jobs[].PopSize", "model_devi_jobs[].s_t")
-    assert [fates[key] for key in keys] == ["ignored", "ignored", "ignored", "unused"]
+    keys = ("vsc", "cutoff", "training_reuse_decay_steps")
+    assert [fates[key] for key in keys] == ["ignored"] * 3
+    keys = ("model_devi_jobs[].PopSize", "model_devi_jobs[].s_t")
+    assert [fates[key] for key in keys] == ["ignored", "unused"]
     assert fates["fp_nbands_esti_data"] == "unused", "DP-GEN: only with use_ele_temp"
 
 
