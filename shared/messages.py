@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator
 
+from dpstream.shared.cross_check import CrossCheck
 from dpstream.shared.values import (
     Accepted,
     Chosen,
@@ -103,6 +104,12 @@ class CampaignSubmitted(Event):
     )
     points: tuple[tuple[FrameRef, ...], ...] = Field(
         default=(), description="structures of each of the spec's `verification.properties`"
+    )
+    # As `imported`.
+    cross_check: CrossCheck | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="imported labels that are computed again before anything else",
     )
 
     def describe(self) -> str:
@@ -337,7 +344,7 @@ class Reference(Command):
 
 
 class CheckLabel(Command):
-    """Compute a label anew that was reused, and compare the two."""
+    """Compute a label anew that was reused or imported, and compare the two."""
 
     SERVICE = "labeler"
     QUEUE = "label.{}"
@@ -709,17 +716,32 @@ class ReferenceDone(Result):
 
 class LabelChecked(Result):
     """Largest difference of the forces on an atom (eV/Å) and difference of the energies (eV/atom)
-    between a reused label and a new one, if there is a new one. `differs`: how the reused label is
-    wrong; empty if it agrees."""
+    between a reused or imported label and a new one, if there is a new one. `differs`: how a reused
+    label is wrong; empty if it agrees."""
 
     ANSWERS = CheckLabel
     type: Literal["label-checked/1"] = "label-checked/1"
     forces: float | None = None
     energy: float | None = None
     differs: str = ""
+    # Both are left out where they are not known, as in the results of earlier releases.
+    opposed: bool | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="whether the virials have opposite signs; None: one of the labels has none",
+    )
+    rejected: str = Field(
+        default="",
+        max_length=2000,
+        exclude_if=lambda value: not value,
+        description="why there is no new label",
+    )
 
     def describe(self) -> str:
-        return self.differs
+        if self.forces is None or self.energy is None:
+            return self.rejected
+        apart = f"forces within {self.forces:.2g} eV/Å, energy within {self.energy:.2g} eV/atom"
+        return self.differs or apart
 
 
 class AuditDone(Result):

@@ -54,11 +54,12 @@ from dpstream.commands.up import down, up
 from dpstream.dpgen.load import load_campaign
 from dpstream.export.dpgen_layout import export_layout
 from dpstream.export.folder import export as export_campaign
-from dpstream.inputs.gather import Gathered, gather
+from dpstream.inputs.gather import gather
 from dpstream.report import write_report
 from dpstream.running.bench_train import Bench
+from dpstream.running.check_here import check_here
 from dpstream.running.connection import is_folder
-from dpstream.running.cross_check import FirstChecks, number_of_checks
+from dpstream.running.first_checks import FirstChecks
 from dpstream.services.coordinator.fleet.spending import spending_by_deployment
 from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.services.coordinator.views.why import why as why_frame
@@ -185,22 +186,21 @@ def validate(
 ) -> None:
     """Check a spec and all files it names, and print the plan. Starts nothing.
 
-    With --cross-check, a few frames of imported labelled sets are computed again with the recipe.
+    With --cross-check, the imported labels that a campaign has its labelers compute again are
+    compared with the recipe now, on this machine.
     """
     machines = read_machine_file(spec, machine)
     loaded, gathered, recipe = prepared(spec, mode, None, None, code, machines)
-
-    def show(found: Gathered) -> None:
-        if as_json:
-            console.print_json(data=plan_facts(loaded, found, recipe))
-        else:
-            show_plan(console, loaded, found, recipe)
-
-    FirstChecks(spec, cross_check, force).run(loaded, gathered, recipe, show)
+    found = FirstChecks(spec, True, force).passed(loaded, gathered)
     if as_json:
-        return
-    if not cross_check and (count := number_of_checks(gathered, loaded)):
-        say(console, f"--cross-check compares {count} imported labels with the recipe")
+        console.print_json(data=plan_facts(loaded, found, recipe))
+    else:
+        show_plan(console, loaded, found, recipe)
+    if cross_check:
+        with errors_at(str(spec), SpecError):
+            check_here(found, loaded, recipe)
+    elif found.compared and not as_json:
+        say(console, f"--cross-check compares {found.compared} imported labels on this machine now")
 
 
 @app.command()

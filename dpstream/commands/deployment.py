@@ -39,7 +39,7 @@ from dpstream.running.connection import (
     say_it,
     word,
 )
-from dpstream.running.cross_check import FirstChecks, show_warnings
+from dpstream.running.first_checks import FirstChecks
 from dpstream.running.requests import waits_for_coordinator, way_to
 from dpstream.running.submit import announced
 from dpstream.running.submit import submit as freeze
@@ -72,6 +72,7 @@ from dpstream.shared.values import campaign_uri
 from dpstream.terminal.console import console, say
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.live import LiveView
+from dpstream.terminal.plan import show_plan
 from dpstream.terminal.tables import listing_table
 
 GOES_ON = (
@@ -112,7 +113,8 @@ def submit(
     with within(root), closing(open_bus(broker)) as bus:
         store = open_store(root)
         if not store.exists(campaign_uri(loaded.name, "submitted.json")):
-            FirstChecks(spec, cross_check, force).run(loaded, gathered, recipe, show_warnings)
+            gathered = FirstChecks(spec, cross_check, force).passed(loaded, gathered)
+            show_plan(console, loaded, gathered, recipe)
         submitted = freeze(loaded, gathered, recipe, store, time.time())
         say_it(bus, announced(submitted))
         _answer(store, submitted, wait)

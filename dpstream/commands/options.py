@@ -98,8 +98,7 @@ CrossCheck = Annotated[
     bool,
     typer.Option(
         "--cross-check/--no-cross-check",
-        help="Label a few imported frames with the recipe and compare (single points on this "
-        "machine).",
+        help="Have a few imported labels computed again, and compare, before anything else.",
     ),
 ]
 Force = Annotated[

@@ -34,7 +34,7 @@ from dpstream.dpgen.simplify import is_simplify, read_simplify
 from dpstream.export.results import CampaignResults
 from dpstream.inputs.gather import Gathered
 from dpstream.running.connection import is_folder
-from dpstream.running.cross_check import FirstChecks
+from dpstream.running.first_checks import FirstChecks
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Spec, TrustLevels
 from dpstream.shared.spec.errors import read_document

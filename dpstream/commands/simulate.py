@@ -19,6 +19,7 @@ from dpstream.commands.options import (
     within,
 )
 from dpstream.report.simulation import picture
+from dpstream.running.first_checks import FirstChecks
 from dpstream.running.submit import submit
 from dpstream.services.coordinator.fleet.pools import read_fleet
 from dpstream.services.coordinator.simulation.observed import observed
@@ -126,5 +127,6 @@ def simulate_campaign(
 def _submission(spec: Path, mode: str | None, name: str | None, code: str | None) -> Submission:
     """The campaign, as it would be submitted. Raises SpecError."""
     loaded, gathered, recipe = prepared(spec, mode, name, engines=False, code=code)
+    gathered = FirstChecks(spec, cross_check=True, force=True).passed(loaded, gathered)
     event = submit(loaded, gathered, recipe, MemoryStore(), EPOCH)
     return Submission(loaded, event)

@@ -59,7 +59,8 @@ class Gathered:
     by name; attachments: files that the labeling recipe names by digest; points: structures for
     each property in verification.properties; lengths: structures per trajectory, for systems of the
     engine `frames`; sources: what became of each labelled set that deserves no warning; imported:
-    what became of the sets in initial.data, for the ledger.
+    what became of the sets in initial.data, for the ledger; compared: imported labels that are
+    computed again before anything else.
     """
 
     systems: dict[str, list[Frame]]
@@ -74,11 +75,12 @@ class Gathered:
     lengths: Mapping[str, int] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
     imported: tuple[ImportedSet, ...] = ()
+    compared: int = 0
 
     @property
     def first(self) -> int:
         """Number of frames labelled independently of exploration."""
-        return len(self.initial) + self.measured
+        return len(self.initial) + self.measured + self.compared
 
     @property
     def measured(self) -> int:

@@ -13,11 +13,19 @@ from typing import Any
 
 from dpstream.inputs.frames_as_given import runs
 from dpstream.inputs.gather import Gathered
+from dpstream.running.cross_check import force_tolerance, labels_to_check
 from dpstream.services.coordinator.ledger.ledger import load_state
 from dpstream.services.coordinator.ledger.submission import _submitted, stored_spec
 from dpstream.services.coordinator.views.amendment import known_inputs, plan_to_amend
 from dpstream.shared.atoms.dataset import labelled_batch
-from dpstream.shared.atoms.frames import Batch, Frame, FrameLabel, frame_key
+from dpstream.shared.atoms.frames import (
+    Batch,
+    Frame,
+    FrameLabel,
+    encode_labelled,
+    frame_key,
+)
+from dpstream.shared.cross_check import CrossCheck, ImportedLabel
 from dpstream.shared.errors import SpecError
 from dpstream.shared.messages import CampaignSubmitted
 from dpstream.shared.ports import Store
@@ -39,7 +47,7 @@ def submit(
     used by a campaign with another spec, other structures or another recipe.
     """
     spec_ref = _freeze_spec(expand_material(spec), store)
-    event = _event(spec_ref, spec.name, gathered, recipe, store, now)
+    event = _event(spec_ref, spec, gathered, recipe, store, now)
     key = campaign_uri(spec.name, "submitted.json")
     if store.create(key, event.model_dump_json().encode()):
         return event
@@ -65,15 +73,15 @@ def announced(event: CampaignSubmitted) -> CampaignSubmitted:
 
 
 def _event(
-    spec: Ref, name: str, gathered: Gathered, recipe: Recipe, store: Store, now: float
+    spec_ref: Ref, spec: Spec, gathered: Gathered, recipe: Recipe, store: Store, now: float
 ) -> CampaignSubmitted:
-    inputs = Inputs(name, store.create)
+    inputs = Inputs(spec.name, store.create)
     inputs.attachments(gathered.attachments)
     return CampaignSubmitted(
-        id=stable_id("campaign", name),
-        campaign=name,
+        id=stable_id("campaign", spec.name),
+        campaign=spec.name,
         time=now,
-        spec=spec,
+        spec=spec_ref,
         packs=inputs.packs(gathered.labelled),
         pack_frames=len(gathered.labelled),
         frames=inputs.frames(gathered.initial),
@@ -86,6 +94,7 @@ def _event(
         },
         recipe=recipe,
         points=tuple(inputs.frames(frames) for frames in gathered.points),
+        cross_check=inputs.cross_check(spec, gathered) if gathered.compared else None,
         files={name: inputs.put(file.data, file.suffix) for name, file in gathered.files.items()},
     )
 
@@ -187,6 +196,19 @@ class Inputs:
         """A dataset manifest of packs."""
         manifest = Dataset(version=0, packs=self.packs(labelled))
         return self.put(_canonical_json(manifest.model_dump(mode="json")), "json")
+
+    def cross_check(self, spec: Spec, gathered: Gathered) -> CrossCheck:
+        """The imported labels to compute again, each as an object of its own."""
+        chosen = labels_to_check(gathered, spec, gathered.compared)
+        refs = self.frames([frame for frame, _ in chosen])
+        labels = (self.put(encode_labelled(*each, {}), "json") for each in chosen)
+        return CrossCheck(
+            labels=tuple(
+                ImportedLabel(frame=ref, label=label, formula=frame.formula)
+                for ref, label, (frame, _) in zip(refs, labels, chosen, strict=True)
+            ),
+            forces=force_tolerance(gathered, spec),
+        )
 
     def attachments(self, attachments: Mapping[str, bytes]) -> None:
         """Store the files that the labeling recipe refers to by digest."""

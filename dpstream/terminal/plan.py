@@ -150,6 +150,7 @@ def _facts_table(spec: Spec, gathered: Gathered, recipe: Recipe) -> Table:
         ("labels", recipe_words(recipe)),
         ("virial", _virial_words(spec, gathered, recipe)),
         ("initial data", _initial_words(gathered)),
+        ("cross-check", _cross_check_words(gathered)),
         ("training", _training_words(spec)),
         ("training time", speed_words(spec, gathered)),
         ("selection", _selection_words(spec)),
@@ -221,6 +222,18 @@ def _unchecked(spec: Spec) -> str:
         return "; checked by the trainers: no DeePMD-kit here"
     others = ", ".join(unbuilt(spec))
     return f"; not built here, but by the trainers: {others}" if others else ""
+
+
+def _cross_check_words(gathered: Gathered) -> str:
+    """Empty if no imported label is computed again."""
+    count, sizes = gathered.compared, [len(frame.species) for frame, _ in gathered.labelled]
+    if not count:
+        return ""
+    return (
+        f"the labelers compute {count} of {len(sizes)} imported labels again before anything else "
+        f"({count} single points of up to {max(sizes)} atoms); the campaign pauses if they differ "
+        "(--no-cross-check omits this)"
+    )
 
 
 def _training_words(spec: Spec) -> str:
@@ -309,6 +322,7 @@ def plan_facts(spec: Spec, gathered: Gathered, recipe: Recipe) -> dict[str, Any]
         "systems": {name: len(frames) for name, frames in gathered.systems.items()},
         "initial_frames": len(gathered.initial),
         "imported_labels": len(gathered.labelled),
+        "imported_labels_computed_again": gathered.compared,
         "labels_at_most": most_labels(spec, gathered.first),
         "warnings": gathered.warnings,
     }
@@ -328,9 +342,10 @@ def _per_round(spec: Spec, stage: Stage) -> int:
 
 def _budget_words(spec: Spec, gathered: Gathered) -> str:
     most = most_labels(spec, gathered.first)
-    measured = f"{gathered.measured} for properties + " if gathered.measured else ""
+    further = {"for properties": gathered.measured, "cross-check": gathered.compared}
+    first = "".join(f"{count} {what} + " for what, count in further.items() if count)
     text = (
-        f"{most} = min(budget {spec.budget.labels}, {len(gathered.initial)} initial + {measured}"
+        f"{most} = min(budget {spec.budget.labels}, {len(gathered.initial)} initial + {first}"
         f"{_rounds_words(spec)})"
     )
     if spec.share_checked:
@@ -357,6 +372,3 @@ def _rounds_words(spec: Spec) -> str:
         f"{count} stages × {rounds} rounds × ({labels - audit} + {audit} audit)"
         for (rounds, labels), count in alike.items()
     )
-
-
-# ------------------------------------------------------------------------------ cross-check

@@ -30,6 +30,7 @@ def figures(status: Status) -> dict[str, str]:
     return {
         **explored,
         **_plan(now),
+        **({"imported labels": now.cross_check} if now.cross_check else {}),
         "labels": _labels(now),
         "force RMSE (eV/Å)": "\n".join(_models(status)) or "nothing trained yet",
         **_trained_on(status),

@@ -64,6 +64,11 @@ def cancel(decisions: Decisions, task: Task, why: str) -> None:
     decisions.fact(m.TaskCancelled, task_id, attempt, task=task_id, attempt=attempt, why=why)
 
 
+def is_decided(state: State, kind: type[m.Command], *what: object) -> bool:
+    """Whether a task of this identity was ever issued."""
+    return state.has_task(stable_id(state.spec.name, kind.__name__, *what))
+
+
 def already_decided(decisions: Decisions, kind: type[m.Message]) -> bool:
     return any(isinstance(decision, kind) for decision in decisions.decided)
 

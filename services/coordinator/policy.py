@@ -2,7 +2,8 @@
 
 An event enters in three steps. `apply` changes the state by the event. The reaction to its class
 runs, if `REACTIONS` lists one. Then `RULES` run in the order of the loop, again and again until a
-pass adds no decision. A decision is a command for a worker or a fact for the ledger, and each one
+pass adds no decision; until imported labels are known to agree with the recipe, `compare_imported`
+alone. A decision is a command for a worker or a fact for the ledger, and each one
 is applied to the state before the next rule looks at it.
 
 There is no I/O, no clock and no randomness here: time and seeds come from the event and the spec.
@@ -15,6 +16,7 @@ from collections.abc import Callable
 
 from dpstream.services.coordinator.apply import apply
 from dpstream.services.coordinator.decisions import Decisions
+from dpstream.services.coordinator.rules.cross_check import compare_imported
 from dpstream.services.coordinator.rules.exploration import (
     begin_round,
     rejudge,
@@ -76,7 +78,7 @@ def decide(state: State, event: m.Message) -> tuple[State, tuple[m.Message, ...]
     settled = -1
     while settled != len(decisions.decided) and _may_go_on(decisions.state):
         settled = len(decisions.decided)
-        for rule in RULES:
+        for rule in (compare_imported,) if decisions.state.is_comparing else RULES:
             rule(decisions)
     report_to_generators(decisions)
     return decisions.state, tuple(decisions.decided)
@@ -95,7 +97,6 @@ def _may_go_on(state: State) -> bool:
 
 
 REACTIONS: dict[type[m.Message], Callable[[Decisions], None]] = {
-    m.CampaignSubmitted: begin_references,
     m.CampaignAmended: answer_amendment,
     m.StructuresProposed: accept_proposal,
     m.TaskReleased: reissue_lost,
@@ -112,6 +113,7 @@ REACTIONS: dict[type[m.Message], Callable[[Decisions], None]] = {
 
 
 RULES: tuple[Callable[[Decisions], None], ...] = (
+    begin_references,
     label_waiting,
     check_reused,
     freeze_test,

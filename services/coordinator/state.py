@@ -1,10 +1,10 @@
 """The state of one campaign, as `policy.decide` sees it.
 
-`State` has nine parts (labels, dataset, committee, exploration, candidates, proposals, final, lost
-work and archive), the table of tasks, and what workers have declined. Every part is a frozen
-dataclass with persistent maps: `apply/` makes a changed copy with `replace`, whose keywords mypy
-checks. Methods such as `with_frame` and `with_task` keep counters and indices consistent with the
-tables they are derived from.
+`State` has ten parts (labels, cross-check, dataset, committee, exploration, candidates, proposals,
+final, lost work and archive), the table of tasks, and what workers have declined. Every part is a
+frozen dataclass with persistent maps: `apply/` makes a changed copy with `replace`, whose keywords
+mypy checks. Methods such as `with_frame` and `with_task` keep counters and indices consistent with
+the tables they are derived from.
 
 A task that has ended and a frame in a dataset leave their tables for the archive: of these, no rule
 needs more than the id. What views show of them is in segments of the archive in the store.
@@ -27,6 +27,7 @@ from pydantic import ConfigDict, TypeAdapter
 from dpstream.services.coordinator.records import NO_KEYS, KeySet, Table, replace
 from dpstream.shared import messages as m
 from dpstream.shared.codec import AnyCommand, kind_of
+from dpstream.shared.cross_check import ComparedLabel, ImportedLabel, disagreement
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import (
     OFFERED,
@@ -188,6 +189,18 @@ class LabelState:
             revoked=self.revoked + (frame.status == "revoked") - was_revoked,
             audited=audited,
         )
+
+
+@dataclass(frozen=True)
+class CrossCheckState:
+    """Imported labels that are computed again before anything else."""
+
+    compared: Table[ComparedLabel] = Map()
+    """By frame key."""
+    repeated: bool = False
+    """Whether frames that the recipe had rejected were requested again."""
+    over: bool = False
+    """Whether the labels agree with the recipe, or a user has accepted them."""
 
 
 @dataclass(frozen=True)
@@ -762,6 +775,7 @@ class State:
     live: Table[Table[None]] = Map()
     """Ids of open, running and lost tasks, by kind."""
     labels: LabelState = LabelState()
+    cross_check: CrossCheckState = CrossCheckState()
     dataset: DatasetState = DatasetState()
     committee: CommitteeState = CommitteeState()
     exploration: ExplorationState = ExplorationState()
@@ -786,9 +800,35 @@ class State:
         return len(self.labels.frames) + self.archive.requested
 
     @property
+    def imported(self) -> tuple[ImportedLabel, ...]:
+        """Imported labels that the campaign has computed again."""
+        wanted = None if self.submitted is None else self.submitted.cross_check
+        return () if wanted is None else wanted.labels
+
+    @property
+    def is_comparing(self) -> bool:
+        """Whether the campaign waits for the verdict on its imported labels."""
+        return bool(self.imported) and not self.cross_check.over
+
+    def is_of_import(self, command: m.CheckLabel) -> bool:
+        """Whether a check is of an imported label, not of a reused one."""
+        return any(each.label == command.label for each in self.imported)
+
+    @property
+    def import_problem(self) -> str | None:
+        """How the imported labels disagree with the recipe; None: they agree, or not all of them
+        are compared yet."""
+        compared = self.cross_check.compared
+        wanted = None if self.submitted is None else self.submitted.cross_check
+        if wanted is None or len(compared) < len(wanted.labels):
+            return None
+        return disagreement([*compared.values()], wanted.forces)
+
+    @property
     def label_room(self) -> int:
         """Labels that the budget still allows to request."""
-        used = self.requested - self.labels.revoked + len(self.labels.checks)
+        computed_again = len(self.labels.checks) + len(self.imported)
+        used = self.requested - self.labels.revoked + computed_again
         return max(0, self.spec.budget.labels - used)
 
     @property

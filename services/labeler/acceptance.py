@@ -24,6 +24,8 @@ POSITION_TOLERANCE = 1e-5
 """Å; codes print positions with as few as five decimals, after unit conversions."""
 MIN_VOLUME = 1e-3
 """Å³ per atom; a flatter cell is invalid."""
+OPPOSED = 0.2
+"""Largest relative size of the sum of two virials of opposite sign."""
 
 
 class Tolerance(NamedTuple):
@@ -67,17 +69,24 @@ class AcceptanceLimits:
 @dataclass(frozen=True)
 class Comparison:
     """The largest difference of the forces on an atom (norm, eV/Å) and the difference of the
-    energies (eV/atom) between two labels of a frame, with what the code allows."""
+    energies (eV/atom) between two labels of a frame, with what the code allows; `opposed`: whether
+    their virials have opposite signs, None: one of them has no virial."""
 
     forces: float
     energy: float
     tolerance: Tolerance
+    opposed: bool | None = None
 
     @staticmethod
-    def of(one: FrameLabel, other: FrameLabel, code: Scope) -> Comparison:
-        apart = np.linalg.norm(one.forces - other.forces, axis=1)
-        energy = abs(one.energy - other.energy) / len(one.forces)
-        return Comparison(float(apart.max()), float(energy), code.tolerance)
+    def of(known: FrameLabel, new: FrameLabel, code: Scope) -> Comparison:
+        """The energy of a label with atom_ener_coeff is a weighted sum, and is not compared."""
+        apart = abs(known.energy - new.energy) / len(known.forces)
+        return Comparison(
+            largest_force(known.forces - new.forces),
+            0.0 if known.atom_ener_coeff is not None else float(apart),
+            code.tolerance,
+            _are_opposed(known.virial, new.virial),
+        )
 
     @property
     def differs(self) -> str:
@@ -89,6 +98,12 @@ class Comparison:
             f"{self.energy:.2g} eV/atom ({self.tolerance.forces:g} and {self.tolerance.energy:g} "
             "are usual)"
         )
+
+
+def _are_opposed(one: Floats | None, other: Floats | None) -> bool | None:
+    if one is None or other is None:
+        return None
+    return bool(np.abs(one + other).max() < OPPOSED * np.abs(one - other).max())
 
 
 class Scope(Protocol):

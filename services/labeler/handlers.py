@@ -20,7 +20,7 @@ from dpstream.services.labeler.acceptance import (
 from dpstream.services.labeler.child import frame_facts, frame_from_facts
 from dpstream.services.labeler.codes.base import FileCode
 from dpstream.services.labeler.dynamics import Plan
-from dpstream.services.labeler.labeling import FrameLabeler
+from dpstream.services.labeler.labeling import MAX_DETAIL, FrameLabeler
 from dpstream.services.labeler.recipes import make_recipe, recipe_for
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.shared.atoms.dataset import labelled_batch
@@ -122,16 +122,17 @@ def _labels_done(
 
 
 def check_label(resources: LabelerResources, command: CheckLabel, context: Context) -> LabelChecked:
-    """Computes a reused label again and compares the two. Without a new label, for example after a
-    crash, nothing is known of the reused one."""
+    """Computes a reused or imported label again and compares the two. Without a new label, for
+    example after a crash, nothing is known of the other one."""
     labeler = _labeler(resources, command, context)
-    reused = decode_labelled(context.fetch(command.label))[1]
-    found = labeler.compare(command.frame, reused)
+    known = decode_labelled(context.fetch(command.label))[1]
+    found = labeler.compare(command.frame, known)
     if isinstance(found, BrokenRule):
-        log.warning("reused label not checked", frame=command.frame.key, reason=found.detail)
-        return LabelChecked(**context.envelope())
+        why = f"{found.rule}: {found.detail[:MAX_DETAIL]}"
+        log.warning("label not checked", frame=command.frame.key, reason=why)
+        return LabelChecked(**context.envelope(), rejected=why)
     facts = {"forces": found.forces, "energy": found.energy, "differs": found.differs}
-    return LabelChecked(**context.envelope(), **facts)
+    return LabelChecked(**context.envelope(), **facts, opposed=found.opposed)
 
 
 def reference(resources: LabelerResources, command: Reference, context: Context) -> ReferenceDone:

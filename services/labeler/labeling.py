@@ -153,14 +153,18 @@ class FrameLabeler:
     def judge(self, key: str, frame: Frame) -> Accepted | Rejected:
         """Label a canonical frame with this key or reject it."""
         self.context.check()
+        recipe = self._own_recipe(key, frame)
+        if isinstance(recipe, BrokenRule):
+            return rejected(key, recipe)
+        return self._existing(key, recipe) or self._new(key, frame, recipe)
+
+    def _own_recipe(self, key: str, frame: Frame) -> Recipe | BrokenRule:
+        """The recipe by which a frame is computed, or the rule because of which it is not."""
         try:
             recipe = recipe_for(self.recipe, frame)
         except ValueError as error:
-            return rejected(key, BrokenRule("electron-temperature", str(error)))
-        broken = check_before(frame, recipe, self.code, self.limits(key))
-        if broken is not None:
-            return rejected(key, broken)
-        return self._existing(key, recipe) or self._new(key, frame, recipe)
+            return BrokenRule("electron-temperature", str(error))
+        return check_before(frame, recipe, self.code, self.limits(key)) or recipe
 
     def frame(self, ref: FrameRef) -> Frame | BrokenRule:
         """The canonical frame behind a reference, or the rule that it violates."""
@@ -209,11 +213,13 @@ class FrameLabeler:
         return accepted(key, known.ref, label, outcome.seconds, reused=False)
 
     def compare(self, ref: FrameRef, known: FrameLabel) -> Comparison | BrokenRule:
-        """How a reused label differs from a new one, or why there is no new one."""
+        """How a reused or imported label differs from a new one, or why there is no new one."""
         frame = self.frame(ref)
         if isinstance(frame, BrokenRule):
             return frame
-        recipe = recipe_for(self.recipe, frame)
+        recipe = self._own_recipe(ref.key, frame)
+        if isinstance(recipe, BrokenRule):
+            return recipe
         outcome = self._compute(ref.key, frame, recipe)
         broken = check_after(frame, outcome, self.limits(ref.key))
         return broken or Comparison.of(known, outcome.label(), self.code)

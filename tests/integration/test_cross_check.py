@@ -13,7 +13,7 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from dpstream.inputs.gather import gather
-from dpstream.running.cross_check import cross_check
+from dpstream.running.check_here import compare
 from dpstream.services.labeler.acceptance import AcceptanceLimits, Outcome, check_after
 from dpstream.services.labeler.child import frame_facts
 from dpstream.services.labeler.recipes import make_recipe
@@ -86,10 +86,10 @@ def test_data_of_the_same_recipe_passes(engine: ChildProcess, folder: Path) -> N
     wanted = spec("GFN2-xTB")
     gathered = gather(wanted, folder)
     assert len(gathered.labelled) == 8
-    cross_check(gathered, wanted, labeller(engine, wanted))
+    compare(gathered, wanted, labeller(engine, wanted))
 
 
 def test_data_of_another_recipe_is_refused(engine: ChildProcess, folder: Path) -> None:
     wanted = spec("GFN1-xTB")
     with pytest.raises(SpecError, match="forces of 5 recomputed frames differ from the recipe"):
-        cross_check(gather(wanted, folder), wanted, labeller(engine, wanted))
+        compare(gather(wanted, folder), wanted, labeller(engine, wanted))

@@ -409,6 +409,19 @@ def test_a_label_that_cannot_be_computed_again_says_nothing_of_the_reused_one(la
     command = CheckLabel(**lab.envelope(spec), frame=ref, label=label)
     checked = check_label(lab.resources, command, lab.context(command))
     assert (checked.forces, checked.energy, checked.differs) == (None, None, "")
+    assert "converged" in checked.rejected
+
+
+def test_an_imported_label_of_a_frame_that_is_not_computed_is_rejected_with_the_reason(
+    lab: Lab,
+) -> None:
+    (ref,) = lab.refs(methanes(1))
+    label = lab.label({}, (ref,)).accepted[0].label
+    spec = make_spec({"min_distance": 2.0})
+    command = CheckLabel(**lab.envelope(spec), frame=ref, label=label)
+    checked = check_label(lab.resources, command, lab.context(command))
+    assert (checked.forces, checked.opposed) == (None, None)
+    assert checked.rejected.startswith("min-distance: ")
 
 
 def test_another_recipe_shares_nothing(lab: Lab) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from dpstream.services.coordinator.simulation.results import SimulatedResults, key, ref
 from dpstream.services.coordinator.simulation.results import offered_key as offered_key
 from dpstream.shared import messages as m
+from dpstream.shared.cross_check import ComparedLabel, CrossCheck, ImportedLabel
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import DeviceFacts, FrameRef, Recipe, stable_id
 
@@ -62,7 +63,24 @@ def point_keys(of: Spec) -> set[str]:
     return {key("point", number, i) for number in wanted for i in range(POINTS)}
 
 
-def submission(of: Spec, frames: int = 6) -> m.CampaignSubmitted:
+def cross_check(count: int = 5) -> CrossCheck:
+    """Imported labels, of which forces may differ by 0.05 eV/Å."""
+    return CrossCheck(
+        labels=tuple(
+            ImportedLabel(
+                frame=FrameRef(batch=ref("imported"), index=i, key=key("imported", i)),
+                label=ref(f"imported-{i}"),
+                formula="C1H4",
+            )
+            for i in range(count)
+        ),
+        forces=0.05,
+    )
+
+
+def submission(
+    of: Spec, frames: int = 6, cross_check: CrossCheck | None = None
+) -> m.CampaignSubmitted:
     start = FrameRef(batch=ref("start"), index=0, key=key("start"))
     return m.CampaignSubmitted(
         id=stable_id("campaign", of.name),
@@ -82,6 +100,7 @@ def submission(of: Spec, frames: int = 6) -> m.CampaignSubmitted:
             )
             for number in range(len(of.verification.properties))
         ),
+        cross_check=cross_check,
     )
 
 
@@ -90,7 +109,8 @@ class CampaignSimulator(SimulatedResults):
     how far the elastic constant by a committee version is from the recipe's, as a share; the
     final model counts as version 0. `label_seconds`: of each label; at 0 the times do not determine
     how many frames a label task has. `writer`: of the label of a frame that is in the store
-    already, None for a frame without one; `wrong`: writers whose labels are."""
+    already, None for a frame without one; `wrong`: writers whose labels are; `compared`: imported
+    labels beside new ones, by frame key."""
 
     def __init__(
         self,
@@ -100,11 +120,13 @@ class CampaignSimulator(SimulatedResults):
         label_seconds: float = 0.0,
         writer: Callable[[str], str | None] = lambda key: None,
         wrong: Collection[str] = (),
+        compared: Mapping[str, ComparedLabel] | None = None,
     ) -> None:
         super().__init__(checks=CHECKS, device=DEVICE)
         self.ripe, self.reject, self.seconds = ripe, reject, label_seconds
         self._off, self._writer, self.wrong = off, writer, wrong
         self.labelled: list[str] = []
+        self.by_key = dict(compared or {})
 
     def is_ripe(self, version: int) -> bool:
         return version >= self.ripe
@@ -128,6 +150,9 @@ class CampaignSimulator(SimulatedResults):
     def difference(self, frame: str) -> str:
         wrong = self.writer(frame) in self.wrong
         return "its forces differ by up to 0.5 eV/Å" if wrong else ""
+
+    def compared(self, frame: str) -> ComparedLabel | None:
+        return self.by_key.get(frame)
 
     def frames_per_verdict(self, command: m.Label) -> int:
         """As the number of the attempt: attempts divide the frames differently."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dpstream.inputs.gather import Gathered
-from dpstream.running.cross_check import cross_check
+from dpstream.running.check_here import compare
 from dpstream.shared.atoms.frames import Floats, Frame, FrameLabel
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
@@ -33,7 +33,7 @@ def checked(*recomputed: Floats | None) -> None:
     frames = [Frame(("C", "C"), np.eye(3)[:2] * (1 + n), np.eye(3) * 9) for n in range(5)]
     label = FrameLabel(-1.0, np.full((2, 3), 0.5), VIRIAL)
     gathered = Gathered({}, [], [(frame, label) for frame in frames], [], [])
-    cross_check(gathered, spec(), lambda chosen: [replace(label, virial=v) for v in recomputed])
+    compare(gathered, spec(), lambda chosen: [replace(label, virial=v) for v in recomputed])
 
 
 def test_virials_of_the_same_sign_pass() -> None:

@@ -14,9 +14,19 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from dpstream.inputs.gather import Gathered, gather
+from dpstream.running.cross_check import force_tolerance
+from dpstream.running.first_checks import FirstChecks
 from dpstream.running.submit import announced, submit
 from dpstream.services.labeler.recipes import make_recipe
-from dpstream.shared.atoms.frames import Batch, Frame, FrameLabel, canonical, frame_key, from_ase
+from dpstream.shared.atoms.frames import (
+    Batch,
+    Frame,
+    FrameLabel,
+    canonical,
+    decode_labelled,
+    frame_key,
+    from_ase,
+)
 from dpstream.shared.codec import decode, encode
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
@@ -108,6 +118,23 @@ def test_packs_hold_every_label_once(
     assert event.test is not None
     manifest = Dataset.model_validate_json(_checked(store, event.test))
     assert [len(Batch.loads(_checked(store, ref))) for ref in manifest.packs] == [1]
+
+
+def test_the_seed_chooses_the_imported_labels_that_are_computed_again(
+    gathered: Gathered, recipe: Recipe, store: FolderStore
+) -> None:
+    assert submit(spec(), gathered, recipe, store, 100.0).cross_check is None
+    fresh = FolderStore(store.root / "fresh")
+    begun = FirstChecks(Path("campaign.yaml"), True, False).passed(spec(), gathered)
+    chosen = submit(spec(), begun, recipe, fresh, 100.0).cross_check
+    assert chosen is not None
+    assert chosen.forces == force_tolerance(gathered, spec())
+    assert len({each.frame.key for each in chosen.labels}) == begun.compared == 4
+    for each in chosen.labels:
+        frame, label, _ = decode_labelled(_checked(fresh, each.label))
+        assert frame_key(frame) == frame_key(frame_of(fresh, each.frame)) == each.frame.key
+        known = {frame_key(f): known for f, known in gathered.labelled}[each.frame.key]
+        assert np.array_equal(label.forces, known.forces)
 
 
 def test_again_is_the_same_event_and_writes_nothing(

@@ -22,13 +22,14 @@ from dpstream.commands.deployment import look_on
 from dpstream.deploy.devcluster.processes import last_line, spawn
 from dpstream.inputs.gather import Gathered
 from dpstream.running.connection import HEARD, FollowedCampaign, heard, open_bus, open_store, say_it
-from dpstream.running.cross_check import FirstChecks, show_warnings
+from dpstream.running.first_checks import FirstChecks
 from dpstream.running.submit import announced, submit
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Recipe, campaign_uri
 from dpstream.terminal.console import say
 from dpstream.terminal.interrupt import INTERRUPTED, signals
+from dpstream.terminal.plan import show_plan
 
 GRACE = 30.0
 """Seconds that a service has to return its tasks before it is killed."""
@@ -87,7 +88,8 @@ def run_mixed(
     with closing(open_bus(broker)) as bus:
         store = open_store(root)
         if not store.exists(campaign_uri(spec.name, "submitted.json")):
-            checks.run(spec, gathered, recipe, show_warnings)
+            gathered = checks.passed(spec, gathered)
+            show_plan(console, spec, gathered, recipe)
         submitted = submit(spec, gathered, recipe, store, time.time())
         say_it(bus, announced(submitted))
         with ExitStack() as stack:

@@ -11,7 +11,7 @@ from rich.console import Console
 from dpstream.export.folder import export, is_exported
 from dpstream.inputs.gather import Gathered
 from dpstream.running.amend import Draft, draft
-from dpstream.running.cross_check import FirstChecks
+from dpstream.running.first_checks import FirstChecks
 from dpstream.running.local_cluster import LocalCluster, sole_runner
 from dpstream.running.submit import submit
 from dpstream.services.coordinator.ledger.submission import submission
@@ -51,17 +51,15 @@ def run_campaign(
     `agree`: asks a person whether the plan may become that of `spec` where it differs; None: it may
     not. The result of a campaign that has ended before is printed at once. Raises `SpecError`
     before anything starts where `root` cannot be written, another run is at work there, the name is
-    taken by a campaign with another spec, imported labels do not fit the recipe, or DPSTREAM_DEVICE
-    demands a GPU that is not there.
+    taken by a campaign with another spec, or DPSTREAM_DEVICE demands a GPU that is not there.
     """
     device = device_of_environment()
     with sole_runner(root, spec.name):
         store = FolderStore(root)
         known = store.exists(campaign_uri(spec.name, "submitted.json"))
         if not known:
-            checks.run(
-                spec, gathered, recipe, lambda found: show_plan(console, spec, found, recipe)
-            )
+            gathered = checks.passed(spec, gathered)
+            show_plan(console, spec, gathered, recipe)
         amended = draft(store, spec, gathered, time.time()) if known and agree else None
         if amended is None:
             submitted = submit(spec, gathered, recipe, store, time.time())

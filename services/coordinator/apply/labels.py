@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 
 from immutables import Map
 
+from dpstream.services.coordinator.apply.cross_check import import_compared
 from dpstream.services.coordinator.apply.tasks import (
     current_task,
     issued_task,
@@ -106,6 +107,8 @@ def _sampled(state: State, verdict: Accepted) -> State:
 
 
 def check_issued(state: State, command: m.CheckLabel) -> State:
+    if state.is_of_import(command):
+        return state
     return with_check(state, command.frame.key, "issued")
 
 
@@ -113,9 +116,11 @@ def label_checked(state: State, event: m.LabelChecked) -> State:
     task = live_task(state, event)
     if task is None or not isinstance(task.command, m.CheckLabel):
         return state
-    compared: CheckStatus = "differs" if event.differs else "agrees"
     state = settle(state, task)
     state = replace(state, labels=_timed(state.labels, [event.seconds]))
+    if state.is_of_import(task.command):
+        return import_compared(state, task.command, event)
+    compared: CheckStatus = "differs" if event.differs else "agrees"
     status = "unknown" if event.forces is None else compared
     return with_check(state, task.command.frame.key, status)
 

@@ -10,6 +10,10 @@ from typing import TypeVar
 
 from immutables import Map
 
+from dpstream.services.coordinator.apply.cross_check import (
+    accept_imports,
+    import_not_compared,
+)
 from dpstream.services.coordinator.apply.exploration import (
     checks_left,
     count_checks,
@@ -124,6 +128,8 @@ def task_abandoned(state: State, decision: m.TaskAbandoned) -> State:
     if isinstance(command, m.Label):
         for ref in command.frames:
             state = reject_frame(state, ref.key)
+    elif isinstance(command, m.CheckLabel) and state.is_of_import(command):
+        state = import_not_compared(state, command, decision.why)
     elif isinstance(command, m.CheckLabel):
         state = with_check(state, command.frame.key, "unknown")
     elif isinstance(command, m.Explore):
@@ -145,9 +151,12 @@ def campaign_paused(state: State, event: m.CampaignPaused) -> State:
 
 
 def campaign_resumed(state: State, event: m.CampaignResumed) -> State:
-    """Whoever resumes it has mended what workers lacked and why labels were rejected."""
+    """Whoever resumes it has mended what workers lacked and why labels were rejected, and accepts
+    imported labels that differ."""
     resumed = _handled(state, event, paused=None)
-    return resumed if resumed is state else request_failed_again(replace(resumed, declined=Map()))
+    if resumed is state:
+        return state
+    return accept_imports(request_failed_again(replace(resumed, declined=Map())))
 
 
 def campaign_cancelled(state: State, event: m.CampaignCancelled) -> State:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
-from dpstream.services.coordinator.decisions import Decisions, frozen_once
+from dpstream.services.coordinator.decisions import Decisions, frozen_once, is_decided
 from dpstream.services.coordinator.rules.trust import stage_of
 from dpstream.services.coordinator.state import KnownFrame, State
 from dpstream.shared import messages as m
@@ -34,7 +34,7 @@ def begin_references(decisions: Decisions) -> None:
     state = decisions.state
     reference, submitted = state.spec.verification.reference_md, state.submitted
     assert submitted is not None
-    if reference is None:
+    if reference is None or is_decided(state, m.Reference, 0):
         return
     structures = submitted.systems[reference.system]
     for number in range(reference.trajectories):
@@ -74,6 +74,8 @@ def distrust(decisions: Decisions) -> None:
     assert isinstance(event, m.LabelChecked)
     command = decisions.before.tasks[event.task].command
     assert isinstance(command, m.CheckLabel)
+    if decisions.state.is_of_import(command):
+        return
     key = command.frame.key
     check = decisions.state.labels.checks.get(key)
     if check is None or check.status != "differs":
@@ -166,7 +168,7 @@ def _busy_labelers(state: State) -> int:
 def _new_task_identity(state: State, *what: object) -> tuple[object, ...]:
     """`what`, extended until no task has this identity: the same frames may be requested again
     after their task was revoked."""
-    while state.has_task(stable_id(state.spec.name, m.Label.__name__, *what)):
+    while is_decided(state, m.Label, *what):
         what = (*what, "again")
     return what
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpstream.shared import messages as m
+from dpstream.shared.cross_check import ComparedLabel
 from dpstream.shared.values import (
     Accepted,
     Chosen,
@@ -100,6 +101,10 @@ class SimulatedResults(ABC):
     def difference(self, frame: str) -> str:
         """How a reused label differs from a new one; empty if it agrees."""
         return ""
+
+    def compared(self, frame: str) -> ComparedLabel | None:
+        """An imported label beside a new one; None for another frame."""
+        return None
 
     # --------------------------------------------------------------------------------- answers
 
@@ -326,11 +331,16 @@ class SimulatedResults(ABC):
 
     def _checklabel(self, command: m.CheckLabel) -> list[m.Message]:
         differs = self.difference(command.frame.key)
+        found = self.compared(command.frame.key)
+        if found is None:
+            found = ComparedLabel(forces=0.5 if differs else 1e-6)
         return [
             m.LabelChecked(
                 **self.envelope(command),
-                forces=0.5 if differs else 1e-6,
-                energy=0.0,
+                forces=None if found.rejected else found.forces,
+                energy=None if found.rejected else found.energy,
+                opposed=found.opposed,
+                rejected=found.rejected,
                 differs=differs,
             )
         ]

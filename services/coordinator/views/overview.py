@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dpstream.services.coordinator.rules.convergence import by_condition
 from dpstream.services.coordinator.state import KnownFrame, SettledFrame, State, counted_as
 from dpstream.shared.codec import kind_of
+from dpstream.shared.cross_check import largest
 from dpstream.shared.messages import CampaignAmended, CampaignFinished, Message
 from dpstream.shared.values import Counts
 
@@ -90,6 +91,9 @@ class CampaignOverview(View):
     shares: dict[str, Counts] = Field(
         default={}, description="frames of the running round by condition, dropped ones failed"
     )
+    cross_check: str = Field(
+        default="", description="how imported labels compare with the recipe; empty: not known"
+    )
     labels: LabelCounts | None = None
     label_budget: int = 0
     pool: int = Field(default=0, description="candidate frames waiting to be chosen from")
@@ -129,6 +133,9 @@ def headline(state: State) -> str:
         return verdict_line(state.finished)
     if state.paused is not None:
         return f"paused: {state.paused}"
+    if state.is_comparing:
+        done = len(state.cross_check.compared)
+        return f"cross-check: {done} of {len(state.imported)} imported labels compared"
     if state.stages_over:
         return "all stages finished; final model in progress"
     stage, committee = state.exploration.stage, state.committee
@@ -212,6 +219,7 @@ def overview(state: State) -> CampaignOverview:
         verdict=state.finished.verdict if state.finished else None,
         why=state.finished.why if state.finished else None,
         shares=_shares(state),
+        cross_check=_cross_check(state),
         labels=label_counts(state),
         label_budget=spec.budget.labels,
         pool=pool_size(state),
@@ -235,6 +243,17 @@ def _shares(state: State) -> dict[str, Counts]:
     """Of the running round, by condition."""
     current = state.exploration.round
     return by_condition(current) if current else {}
+
+
+def _cross_check(state: State) -> str:
+    compared = [each for each in state.cross_check.compared.values() if not each.rejected]
+    if not compared:
+        return ""
+    forces, energies = largest(compared)
+    return (
+        f"{len(compared)} computed again: forces within {forces:.2g} eV/Å, energies within "
+        f"{energies:.2g} eV/atom"
+    )
 
 
 def label_counts(state: State) -> LabelCounts:

@@ -1,0 +1,48 @@
+"""Applies what becomes of imported labels that are computed again."""
+
+from __future__ import annotations
+
+from immutables import Map
+
+from dpstream.services.coordinator.records import replace
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+from dpstream.shared.cross_check import ComparedLabel
+
+
+def import_compared(state: State, command: m.CheckLabel, event: m.LabelChecked) -> State:
+    if event.forces is None or event.energy is None:
+        return import_not_compared(state, command, event.rejected)
+    found = ComparedLabel(event.forces, event.energy, event.opposed)
+    return _with_compared(state, command.frame.key, found)
+
+
+def import_not_compared(state: State, command: m.CheckLabel, why: str) -> State:
+    key = command.frame.key
+    formula = next(each.formula for each in state.imported if each.frame.key == key)
+    return _with_compared(state, key, ComparedLabel(rejected=f"{formula}: {why or 'no reason'}"))
+
+
+def _with_compared(state: State, key: str, found: ComparedLabel) -> State:
+    """With an imported label beside a new one. The last one ends the check, unless they
+    disagree."""
+    if not state.is_comparing:
+        return state
+    check = replace(state.cross_check, compared=state.cross_check.compared.set(key, found))
+    state = replace(state, cross_check=check)
+    complete = len(check.compared) == len(state.imported)
+    over = complete and state.import_problem is None
+    return replace(state, cross_check=replace(check, over=over))
+
+
+def accept_imports(state: State) -> State:
+    """A user resumes the campaign. Frames that the recipe rejected are computed once more; numbers
+    that differ, which would be the same again, are accepted."""
+    check = state.cross_check
+    if not state.is_comparing or state.import_problem is None:
+        return state
+    rejected = [key for key, each in check.compared.items() if each.rejected]
+    if not rejected or check.repeated:
+        return replace(state, cross_check=replace(check, over=True))
+    left = Map({key: each for key, each in check.compared.items() if not each.rejected})
+    return replace(state, cross_check=replace(check, compared=left, repeated=True))

@@ -1,0 +1,47 @@
+"""Has a few imported labels computed again, and pauses the campaign if they disagree.
+
+No other rule runs before the verdict: the campaign's first tasks are these.
+"""
+
+from __future__ import annotations
+
+from dpstream.services.coordinator.decisions import Decisions, is_decided
+from dpstream.services.coordinator.state import State
+from dpstream.shared import messages as m
+
+FIXED = "The recipe of a campaign cannot change"
+OTHERWISE = f"{FIXED}: cancel this one and start another, or resume it to use the data as they are"
+AGAIN = f"Resume has these frames computed again, if a labeler was the cause. {FIXED}"
+"""What to do about frames that the recipe rejects."""
+
+
+def compare_imported(decisions: Decisions) -> None:
+    """Issues the tasks of the cross-check, or pauses the campaign by its result."""
+    state = decisions.state
+    if state.import_problem is not None:
+        why = f"{state.import_problem}. {_next(state)}"
+        decisions.fact(m.CampaignPaused, decisions.event.id, "imported", why=why)
+        return
+    again = ("again",) if state.cross_check.repeated else ()
+    assert state.submitted is not None
+    for number, each in enumerate(state.imported, start=1):
+        what = each.frame.key, "imported", *again
+        if each.frame.key in state.cross_check.compared or is_decided(state, m.CheckLabel, *what):
+            continue
+        decisions.command(
+            m.CheckLabel,
+            *what,
+            title=f"compare imported label {number} of {len(state.imported)}: {each.formula}",
+            capability=state.spec.labels.capability,
+            recipe=state.submitted.recipe.digest,
+            frame=each.frame,
+            label=each.label,
+            max_seconds=state.spec.labels.max_seconds,
+        )
+
+
+def _next(state: State) -> str:
+    """What a user may do about the disagreement."""
+    check = state.cross_check
+    rejected = any(each.rejected for each in check.compared.values())
+    return AGAIN if rejected and not check.repeated else OTHERWISE

@@ -1,0 +1,201 @@
+"""Imported labels that a campaign has computed again: its first tasks, whose verdict decides
+whether it goes on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.views.overview import overview
+from dpstream.shared import messages as m
+from dpstream.shared.cross_check import ComparedLabel
+from dpstream.shared.store.folder import FolderStore
+from tests.support.campaign_simulator import (
+    CampaignSimulator,
+    cross_check,
+    key,
+    spec,
+    submission,
+)
+from tests.support.coordinator import CoordinatorHarness
+from tests.support.lossy_delivery import (
+    LossyDelivery,
+    check_counters,
+    check_snapshot,
+    replayed,
+    resumed,
+)
+from tests.support.single_tasks import give_up
+from tests.support.soak import examples
+
+AGREES = ComparedLabel(forces=0.02, energy=0.001)
+DIFFERS = ComparedLabel(forces=0.06)
+REJECTED = ComparedLabel(rejected="scf: not converged")
+KEYS = [key("imported", number) for number in range(5)]
+
+
+def comparing(*found: ComparedLabel, seed: int | None = None, faults: float = 0.0) -> LossyDelivery:
+    """A campaign whose imported labels compare like this; the others agree."""
+    compared = dict(zip(KEYS, [*found, *[AGREES] * (5 - len(found))], strict=True))
+    of = spec(mode="streaming")
+    campaign = LossyDelivery(CampaignSimulator(compared=compared), of, seed, faults)
+    campaign.events = [submission(of, cross_check=cross_check())]
+    return campaign
+
+
+def checks(campaign: LossyDelivery) -> list[m.CheckLabel]:
+    return [c for c in campaign.issued if isinstance(c, m.CheckLabel)]
+
+
+def test_the_checks_are_the_first_tasks_and_nothing_else_begins_before_their_verdict() -> None:
+    campaign = comparing()
+    campaign.until(lambda state: len(state.cross_check.compared) == 4)
+    assert [c.frame.key for c in checks(campaign)] == KEYS
+    assert campaign.issued == checks(campaign)
+    assert overview(campaign.state).headline == "cross-check: 4 of 5 imported labels compared"
+    assert overview(campaign.state).tasks["check-label"]["done"] == 4
+    campaign.until(lambda state: state.cross_check.over)
+    assert {type(c) for c in campaign.issued[5:]} == {m.Label, m.Reference}
+    assert campaign.run(check_counters).finished
+    assert overview(campaign.state).cross_check == (
+        "5 computed again: forces within 0.02 eV/Å, energies within 0.001 eV/atom"
+    )
+
+
+def test_without_imported_labels_the_campaign_begins_at_once() -> None:
+    campaign = LossyDelivery(CampaignSimulator(), spec())
+    campaign.step()
+    assert {type(c) for c in campaign.issued} == {m.Label, m.Reference}
+
+
+def test_checks_use_the_label_budget() -> None:
+    campaign = comparing()
+    campaign.step()
+    plain = LossyDelivery(CampaignSimulator(), spec())
+    plain.step()
+    assert plain.state.label_room - campaign.state.label_room == 5
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (DIFFERS, "forces of 5 .* by up to 0.06 eV/Å; allowed: 0.05 .* cancel this one and start"),
+        (ComparedLabel(energy=3.0), "energies of 5 .* by up to 3 eV per atom"),
+        (REJECTED, "gives an imported frame no label: C1H4: scf: not converged. Resume has these"),
+    ],
+)
+def test_if_they_disagree_the_campaign_pauses_and_says_what_to_do(
+    found: ComparedLabel, why: str
+) -> None:
+    campaign = comparing(AGREES, found)
+    state = campaign.run(check_counters)
+    assert campaign.issued == checks(campaign)
+    assert state.paused is not None
+    assert re.search(why, state.paused)
+
+
+def test_virials_of_the_opposite_sign_pause_it_if_all_have() -> None:
+    opposed = replace(AGREES, opposed=True)
+    assert "opposite sign" in str(comparing(*[opposed] * 5).run().paused)
+    assert comparing(*[opposed] * 4, replace(AGREES, opposed=False)).run().finished
+
+
+def test_resume_accepts_numbers_that_differ() -> None:
+    campaign = comparing(DIFFERS)
+    campaign.run()
+    campaign.events.append(resumed())
+    assert campaign.run(check_counters).finished
+    assert len(checks(campaign)) == 5
+
+
+def test_resume_has_rejected_frames_computed_once_more() -> None:
+    campaign = comparing(REJECTED, REJECTED)
+    campaign.run()
+    campaign.events.append(resumed(1))
+    state = campaign.run()
+    assert [c.frame.key for c in checks(campaign)] == [*KEYS, *KEYS[:2]]
+    assert "resume it to use the data as they are" in str(state.paused)
+    campaign.events.append(resumed(2))
+    assert campaign.run(check_counters).finished
+    assert len(checks(campaign)) == 7
+
+
+def test_a_labeler_that_was_mended_gives_the_label_after_resume() -> None:
+    campaign = comparing(REJECTED)
+    campaign.run()
+    campaign.world.by_key[KEYS[0]] = AGREES
+    campaign.events.append(resumed())
+    assert campaign.run().finished
+
+
+def test_a_check_that_was_given_up_pauses_the_campaign_and_may_be_retried() -> None:
+    campaign = comparing()
+    campaign.step()
+    command = checks(campaign)[0]
+    campaign.commands.remove(command)
+    give_up(campaign, command, permanent=True)
+    state = campaign.run()
+    assert "no label: C1H4: after 1 attempt: it broke" in str(state.paused)
+    campaign.events.append(
+        m.TasksRetried(id="retry", campaign="world", time=4.0, tasks=(command.task,))
+    )
+    assert campaign.run().cross_check.over
+    campaign.events.append(resumed())
+    assert campaign.run().finished
+
+
+def test_a_late_check_changes_nothing_once_the_verdict_is_known() -> None:
+    campaign = comparing(DIFFERS)
+    campaign.run()
+    campaign.events.append(resumed())
+    state = campaign.run()
+    again = campaign.world.results(checks(campaign)[0])[0]
+    assert decide(state, again) == (state, ())
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    found=st.lists(st.sampled_from([AGREES, DIFFERS, REJECTED]), max_size=5),
+)
+@examples(full=1000, usual=50)
+def test_in_any_order_with_lost_and_doubled_messages(seed: int, found: list[ComparedLabel]) -> None:
+    campaign = comparing(*found, seed=seed, faults=0.2)
+    for number in range(50):
+        while not campaign.state.cross_check.over and (campaign.events or campaign.commands):
+            assert all(isinstance(c, m.CheckLabel) for c in campaign.issued)
+            campaign.step()
+            check_counters(campaign.state)
+        if campaign.state.cross_check.over:
+            break
+        assert str(campaign.state.paused).startswith("initial.data: ")
+        campaign.events.append(resumed(number))
+    state = campaign.state
+    assert state.cross_check.over
+    assert set(state.cross_check.compared) == set(KEYS)
+    assert replayed(spec(mode="streaming"), campaign.ledger).dumps() == state.dumps()
+    check_snapshot(state)
+    if any(each is not AGREES for each in found):
+        assert campaign.decisions(m.CampaignPaused)
+
+
+def test_the_coordinator_goes_on_with_the_checks_after_a_restart(tmp_path: Path) -> None:
+    harness = CoordinatorHarness(FolderStore(tmp_path))
+    of = spec()
+    harness.store.put("campaigns/world/spec.json", of.model_dump_json().encode())
+    harness.publish(submission(of, cross_check=cross_check()))
+    harness.step()
+    first, *others = harness.published("label.tblite")
+    assert len(others) == 4
+    harness.claim(first)
+    harness.publish(*harness.world.answer(first))
+    harness.step()
+    harness.restart()
+    harness.coordinator.open_all()
+    harness.step()
+    assert harness.finish().finished
