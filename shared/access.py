@@ -17,7 +17,7 @@ from dpstream.shared.bus.topology import DEADLETTERS as DEADLETTER_QUEUE
 from dpstream.shared.bus.topology import PROPOSALS as PROPOSAL_QUEUE
 from dpstream.shared.codec import names_of
 from dpstream.shared.messages import EVENTS, Publisher, Service, commands_of
-from dpstream.shared.values import DEADLETTER_PREFIX, FLEET_PREFIX, SIGNERS
+from dpstream.shared.values import DEADLETTER_PREFIX, FLEET_PREFIX, PROGRAMS, SIGNERS
 
 LISTENERS = "watch-*"
 """Temporary queues of clients that subscribe to public events."""
@@ -95,7 +95,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             subscribes=("*",),
             reads=("campaigns/*", LABELS, DEADLETTERS, FLEET),
             creates=(CLAIMS, *RECORDS, MANIFESTS, COMMITTEES, PARKED, DEADLETTERS, FLEET, PROBES),
-            replaces=(STOPS, SPENT),
+            replaces=(STOPS, SPENT, PROGRAMS),
             deletes=(PARKED, PROBES),
             lists=("campaigns/", DEADLETTER_PREFIX),
             connections=10,

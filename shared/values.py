@@ -435,6 +435,8 @@ DEADLETTER_PREFIX = "deadletters/"
 """Key prefix of messages that could not be decoded."""
 FLEET_PREFIX = "fleet/"
 """Objects about deployments: what their workers have cost, and which coordinator is in charge."""
+PROGRAMS = f"{FLEET_PREFIX}programs.json"
+"""What the workers of a deployment say that they run (`shared/programs.py`)."""
 ROOMS = ("campaigns", "labels", DEADLETTER_PREFIX.removesuffix("/"))
 """Top-level folders of a store, for objects only; campaign exports may lie beside them."""
 

@@ -25,6 +25,7 @@ from dpstream.inputs.gather import plausible
 from dpstream.running.amend import Draft, draft
 from dpstream.running.connection import HEARD, heard, is_folder
 from dpstream.running.requests import Way, way_to
+from dpstream.running.workers_version import with_workers_version
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.services.coordinator.views.amendment import answer_to, is_done
 from dpstream.services.coordinator.views.overview import headline_of
@@ -69,8 +70,9 @@ def amend(
     machines = read_machine_file(spec, machine)
     with within(root):
         store, name = named(campaign, root)
-    loaded, gathered, _ = prepared(spec, mode, name, False, code, machines)
+    loaded, gathered, recipe = prepared(spec, mode, name, False, code, machines)
     with within(root):
+        loaded, _ = with_workers_version(loaded, recipe, store)
         found = draft(store, loaded, plausible(gathered, force), time.time())
         if found is None:
             say(console, f"{name}: nothing differs from its plan")

@@ -43,6 +43,7 @@ from dpstream.running.first_checks import FirstChecks
 from dpstream.running.requests import waits_for_coordinator, way_to
 from dpstream.running.submit import announced
 from dpstream.running.submit import submit as freeze
+from dpstream.running.workers_version import with_workers_version
 from dpstream.services.coordinator.fleet.pools import read_fleet
 from dpstream.services.coordinator.ledger.ledger import (
     LedgerReader,
@@ -59,7 +60,7 @@ from dpstream.services.coordinator.views.overview import (
 )
 from dpstream.services.coordinator.views.tasks import TaskLine, retryable
 from dpstream.shared.access import ROLES
-from dpstream.shared.errors import CorruptLedger, DigestMismatch, SpecError
+from dpstream.shared.errors import CorruptLedger, DigestMismatch, SpecError, errors_at
 from dpstream.shared.messages import (
     CampaignCancelled,
     CampaignPaused,
@@ -112,6 +113,8 @@ def submit(
     loaded, gathered, recipe = prepared(spec, mode, name, engines=False)
     with within(root), closing(open_bus(broker)) as bus:
         store = open_store(root)
+        with errors_at(str(spec), SpecError):
+            loaded, recipe = with_workers_version(loaded, recipe, store)
         if not store.exists(campaign_uri(loaded.name, "submitted.json")):
             gathered = FirstChecks(spec, cross_check, force).passed(loaded, gathered)
             show_plan(console, loaded, gathered, recipe)

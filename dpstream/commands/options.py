@@ -20,13 +20,20 @@ from dpstream.dpgen.load import load_campaign
 from dpstream.dpgen.machines.here import MachineFile, adopt
 from dpstream.dpgen.machines.pools import Labels
 from dpstream.inputs.check_installed import check_class, check_engines, check_program
+from dpstream.inputs.check_training import deepmd_is_here
 from dpstream.inputs.gather import Gathered, gather
 from dpstream.inputs.label_inputs import with_label_inputs
 from dpstream.inputs.systems import SystemStructures
 from dpstream.running.connection import is_folder, open_store
 from dpstream.services.coordinator.ledger.ledger import campaigns
 from dpstream.services.coordinator.ledger.submission import stored_spec
-from dpstream.services.labeler.recipes import make_recipe, read_files
+from dpstream.services.labeler.recipes import (
+    left_to_workers,
+    make_recipe,
+    program_of,
+    read_files,
+    unknown_here,
+)
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import CorruptLedger, SpecError, StoreError, errors_at
 from dpstream.shared.ports import Store
@@ -151,6 +158,8 @@ def checked(
     system, that have already been read."""
     labels, attachments = read_files(spec.labels, folder)
     structures = SystemStructures(spec, folder, given)
+    if not engines:
+        labels = left_to_workers(labels)
     spec = with_label_inputs(spec.model_copy(update={"labels": labels}), structures)
     recipe = make_recipe(spec.labels)
     elsewhere = engines is False
@@ -162,7 +171,20 @@ def checked(
     gathered = gather(spec, folder, elsewhere, structures)
     if missing is not None:
         gathered.warnings.append(f"this machine can submit the campaign, not run it: {missing}")
+    if not engines:
+        gathered.warnings.extend(_left(spec, recipe))
     return expand_material(spec), replace(gathered, attachments=attachments), recipe
+
+
+def _left(spec: Spec, recipe: Recipe) -> Iterator[str]:
+    """What the workers of a deployment check, for want of the programs here."""
+    left = []
+    if (why := unknown_here(spec.labels)) is not None:
+        left.append(f"the version of {program_of(recipe)} ({why})")
+    if not deepmd_is_here():
+        left.append("training.input (no DeePMD-kit here)")
+    if left:
+        yield f"left to the workers: {', '.join(left)}"
 
 
 def _missing(spec: Spec, recipe: Recipe) -> SpecError | None:

@@ -149,6 +149,9 @@ def as_before(spec: Spec, earlier: Spec) -> Spec:
         changes["training"] = spec.training.model_copy(update=before)
     if (earlier.labels.bundle, spec.labels.bundle) == (5, None):
         changes["labels"] = spec.labels.model_copy(update={"bundle": 5})
+    if spec.labels.version is None and earlier.labels.version is not None:
+        labels = changes.get("labels", spec.labels)  # submitted from a machine without the code
+        changes["labels"] = labels.model_copy(update={"version": earlier.labels.version})
     once = spec.mode == "lockstep" and not any(stage.repeat for stage in spec.stages)
     if once and (earlier.selection.policy, spec.selection.policy) == ("random", "uniform"):
         changes["selection"] = spec.selection.model_copy(update={"policy": "random"})

@@ -16,7 +16,7 @@ from dpstream.inputs.check_training import deepmd_is_here, unbuilt
 from dpstream.inputs.gather import Gathered
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.custom import UNVERSIONED
-from dpstream.services.labeler.recipes import virial_less
+from dpstream.services.labeler.recipes import LEFT, virial_less
 from dpstream.shared.spec import AutoTrust, Spec, Stage, TrustLevels, expand_material
 from dpstream.shared.spec.engines import AsGiven, driver_of
 from dpstream.shared.spec.training import CPU_BATCH, GPU_BATCH
@@ -181,9 +181,10 @@ def recipe_words(recipe: Recipe) -> str:
     """Method, code, version and settings, marked if the labels are semi-empirical."""
     code = CODES[recipe.code]
     settings = ", ".join(f"{key} {_in_short(value)}" for key, value in recipe.settings.items())
+    digest = "" if recipe.version.startswith(LEFT) else f"; recipe {recipe.digest}"
     text = (
         f"{code.method(recipe.settings)} with {recipe.program} ({settings}; charge "
-        f"{recipe.charge}, multiplicity {recipe.multiplicity or 'lowest'}; recipe {recipe.digest})"
+        f"{recipe.charge}, multiplicity {recipe.multiplicity or 'lowest'}{digest})"
     )
     if UNVERSIONED in recipe.version.split():
         text += "; the program has no stated version: labels are not shared with other campaigns"

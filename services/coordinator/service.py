@@ -63,9 +63,10 @@ from dpstream.shared.errors import (
 )
 from dpstream.shared.logs import logger
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
+from dpstream.shared.programs import Programs
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.spec.training import GPU_BATCH
-from dpstream.shared.values import campaign_uri, stable_id
+from dpstream.shared.values import PROGRAMS, campaign_uri, stable_id
 
 log = logger()
 
@@ -120,6 +121,8 @@ class Coordinator:
     """Workers that the fleet wants for each queue; set from another thread."""
     processes: Processes = field(default_factory=Processes)
     """Of the workers; shared with the reconciler."""
+    programs: Programs | None = None
+    """Of the workers, as in the store; None: not read yet."""
     connected: bool = False
     last_pass: float = field(default_factory=time.monotonic)
     """When the loop last completed a pass or noticed an outage, monotonic clock."""
@@ -284,6 +287,8 @@ class Coordinator:
         by_campaign: dict[str | None, list[tuple[Delivery, m.Message | None]]] = {}
         for delivery, event in read:
             self.processes.take_in(event, self.clock())
+            if isinstance(event, m.ProcessStarted):
+                self._keep_programs(event)
             by_campaign.setdefault(_campaign_of(event), []).append((delivery, event))
         outage: Exception | None = None
         for campaign, batch in by_campaign.items():
@@ -297,6 +302,17 @@ class Coordinator:
                 delivery.ack()
         if outage is not None:
             raise outage
+
+    def _keep_programs(self, started: m.ProcessStarted) -> None:
+        """Keeps what a worker runs for those who submit campaigns. Nothing else depends on it."""
+        try:
+            known = self.programs or Programs.read(self.store)
+            self.programs = known.started(started, self.clock())
+            if self.programs is not known:
+                self.store.put(PROGRAMS, self.programs.model_dump_json().encode())
+        except StoreError as error:
+            self.programs = None
+            log.warning("programs of the workers not kept in the store", reason=str(error))
 
     def check_clock(self, ended: Collection[str] = ()) -> None:
         """Does what is due: ends leases, handles the coordinator's own events, publishes tasks.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpstream.services.labeler.handlers import HANDLERS, unserved
 from dpstream.services.labeler.known_labels import check_key
-from dpstream.services.labeler.recipes import is_installed
+from dpstream.services.labeler.recipes import installed_versions, is_installed
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared.errors import SpecError
@@ -56,9 +56,14 @@ def _signing_key(settings: LabelerSettings) -> str | None:
 
 
 def _programs(settings: LabelerSettings) -> dict[str, str]:
-    """Codes and calculators with their versions, as far as no program has to run for that."""
+    """Codes and calculators with their versions, empty where a campaign states them."""
     codes = {code: version_of(PACKAGES.get(code, code)) for code in settings.labeler_codes}
-    return codes | (dict.fromkeys(settings.labeler_calculators, "") if "ase" in codes else {})
+    calculators = settings.labeler_calculators if "ase" in codes else ()
+    return {
+        **codes,
+        **dict.fromkeys(calculators, ""),
+        **installed_versions(codes, calculators),
+    }
 
 
 LABELER = WorkerService(

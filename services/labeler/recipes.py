@@ -14,7 +14,14 @@ from ase.data import atomic_numbers
 
 from dpstream.services.labeler.attachments import ReadFiles
 from dpstream.services.labeler.codes import CODES
-from dpstream.services.labeler.codes.base import Brought, Code, Stated, Stressless, Thermal
+from dpstream.services.labeler.codes.base import (
+    Brought,
+    Code,
+    Stated,
+    Stressless,
+    Thermal,
+    WithFiles,
+)
 from dpstream.services.labeler.codes.user_program import is_stated
 from dpstream.shared.atoms.electron_temperature import electron_temperature
 from dpstream.shared.atoms.frames import Frame
@@ -23,6 +30,8 @@ from dpstream.shared.spec import LabelSettings
 from dpstream.shared.spec.errors import did_you_mean, validated
 from dpstream.shared.values import Recipe
 
+LEFT = "of the workers' version"
+"""In place of a version that the workers of a deployment are to state."""
 ROOM = 300.0
 """K; electron temperature with which settings are tested."""
 
@@ -142,7 +151,7 @@ def _version(code: Code, settings: dict[str, Any], stated: str | None) -> str:
     except SpecError:
         if stated is None:
             raise
-        return stated
+        return code.with_files(stated, settings) if isinstance(code, WithFiles) else stated
     if stated in (None, installed):
         return installed
     number, separator, files = installed.partition("; ")
@@ -151,6 +160,45 @@ def _version(code: Code, settings: dict[str, Any], stated: str | None) -> str:
             f"labels.version: {stated!r}, but {code.name} {installed} is installed here"
         )
     return f"{stated}{separator}{files}"
+
+
+def left_to_workers(labels: LabelSettings) -> LabelSettings:
+    """`labels`, with `LEFT` as its version if it states none and this machine lacks the code."""
+    return labels if unknown_here(labels) is None else labels.model_copy(update={"version": LEFT})
+
+
+def unknown_here(labels: LabelSettings) -> str | None:
+    """Why this machine does not know the version of the code, unless `labels` states one."""
+    code = code_of(labels)
+    if labels.version not in (None, LEFT) or isinstance(code, Stated):
+        return None
+    try:
+        code.version(_validated(code, labels.settings))
+    except SpecError as error:
+        return str(error)
+    return None
+
+
+def program_of(recipe: Recipe) -> str:
+    """Name under which workers state the version that is in the recipe."""
+    return str(recipe.settings["calculator"]) if recipe.code == "ase" else recipe.code
+
+
+def installed_versions(names: Iterable[str], calculators: Iterable[str]) -> dict[str, str]:
+    """Versions, as in recipes, of codes and of ASE calculators on this machine; without those that
+    depend on settings or that a campaign states."""
+    found = {name: _plain_version(CODES[name], {}) for name in names}
+    found |= {each: _plain_version(CODES["ase"], {"calculator": each}) for each in calculators}
+    return {name: version for name, version in found.items() if version}
+
+
+def _plain_version(code: Code, settings: dict[str, Any]) -> str:
+    if isinstance(code, Stated):
+        return ""
+    try:
+        return code.version(settings)
+    except (SpecError, KeyError):  # not installed, or not without settings
+        return ""
 
 
 def installed_codes() -> tuple[str, ...]:

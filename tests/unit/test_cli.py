@@ -295,8 +295,14 @@ def test_without_engines_a_campaign_is_checked_for_submission(
     assert "this machine can submit the campaign, not run it: the trainer needs deepmd-kit" in words
     monkeypatch.setattr(metadata, "version", absent("tblite"))
     assert "state the workers' version in labels.version" in refused(
-        "validate", changed("labels.code", "tblite")
+        "run", changed("labels.code", "tblite")
     )
+    status, out, _ = call("validate", changed("labels.code", "tblite"))
+    words = " ".join(out.split())
+    assert status == 0
+    assert "GFN2-xTB with tblite of the workers' version (method GFN2-xTB" in words
+    assert "left to the workers: the version of tblite (labels.code: tblite is not" in words
+    assert "; recipe " not in words
 
 
 @pytest.mark.parametrize(
@@ -668,7 +674,18 @@ def test_a_calculator_that_does_not_exist(
     refused: Callable[..., str], calculator: str, line: str
 ) -> None:
     spec = changed("labels", {"code": "ase", "settings": {"calculator": calculator}})
-    assert refused("validate", spec).startswith(f"bad.yaml: labels.settings.calculator: {line}")
+    assert refused("run", spec).startswith(f"bad.yaml: labels.settings.calculator: {line}")
+
+
+def test_a_calculator_of_a_package_that_is_not_here_is_left_to_the_workers(call: Call) -> None:
+    settings = {"calculator": "nomodule.Calculator"}
+    spec = changed("labels", {"code": "ase", "settings": settings})
+    status, out, _ = call("validate", spec)
+    assert status == 0
+    assert (
+        "left to the workers: the version of nomodule.Calculator (labels.settings.calculator: no "
+        "package 'nomodule' is installed)"
+    ) in " ".join(out.split())
 
 
 def test_absurd_numbers_are_refused_with_the_name_of_the_spec(refused: Callable[..., str]) -> None:

@@ -24,7 +24,8 @@ from dpstream.inputs.gather import Gathered
 from dpstream.running.connection import HEARD, FollowedCampaign, heard, open_bus, open_store, say_it
 from dpstream.running.first_checks import FirstChecks
 from dpstream.running.submit import announced, submit
-from dpstream.shared.errors import SpecError
+from dpstream.running.workers_version import with_workers_version
+from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Recipe, campaign_uri
 from dpstream.terminal.console import say
@@ -87,6 +88,8 @@ def run_mixed(
     of `dpstream run`."""
     with closing(open_bus(broker)) as bus:
         store = open_store(root)
+        with errors_at(str(checks.spec), SpecError):
+            spec, recipe = with_workers_version(spec, recipe, store)
         if not store.exists(campaign_uri(spec.name, "submitted.json")):
             gathered = checks.passed(spec, gathered)
             show_plan(console, spec, gathered, recipe)

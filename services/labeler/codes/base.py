@@ -106,6 +106,15 @@ class Stated(Protocol):
 
 
 @runtime_checkable
+class WithFiles(Protocol):
+    """A code whose version in the recipe contains digests of files."""
+
+    def with_files(self, version: str, settings: dict[str, Any]) -> str:
+        """The version in the recipe. Raises SpecError if a file is not here and its digest not
+        stated."""
+
+
+@runtime_checkable
 class Thermal(Protocol):
     """A code with Fermi–Dirac occupation, whose energy is then the electronic free energy, of which
     its forces are the derivative."""
