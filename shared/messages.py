@@ -105,11 +105,17 @@ class CampaignSubmitted(Event):
     points: tuple[tuple[FrameRef, ...], ...] = Field(
         default=(), description="structures of each of the spec's `verification.properties`"
     )
-    # As `imported`.
+    # Both as `imported`.
     cross_check: CrossCheck | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
         description="imported labels that are computed again before anything else",
+    )
+    reference_points: int = Field(
+        default=0,
+        ge=0,
+        exclude_if=lambda value: not value,
+        description="single points of the reference dynamics, which count as labels in the budget",
     )
 
     def describe(self) -> str:

@@ -22,7 +22,26 @@ class FirstChecks:
 
     def passed(self, spec: Spec, gathered: Gathered) -> Gathered:
         """What the campaign starts from, with the number of imported labels that it has computed
-        again. Raises `SpecError` for what is absurd."""
+        again. Raises `SpecError` for what is absurd, or does not fit the budget."""
         count = number_of_checks(gathered, spec) if self.cross_check else 0
         with errors_at(str(self.spec), SpecError):
-            return replace(plausible(gathered, self.force), compared=count)
+            found = replace(plausible(gathered, self.force), compared=count)
+            _check_budget(spec, found)
+        return found
+
+
+def _check_budget(spec: Spec, found: Gathered) -> None:
+    """Raises `SpecError` if the budget is smaller than all that is computed in any case."""
+    points = spec.verification.reference_points
+    least = found.first + points
+    parts = {
+        "initial frames to label": found.first - found.compared,
+        "labels of the cross-check": found.compared,
+        "single points of verification.reference_md": points,
+    }
+    if least > spec.budget.labels:
+        listed = " + ".join(f"{count} {what}" for what, count in parts.items() if count)
+        raise SpecError(
+            f"budget.labels: {spec.budget.labels} is less than the {least} that are computed in "
+            f"any case ({listed}); raise it, or reduce these"
+        )

@@ -95,6 +95,7 @@ def _event(
         recipe=recipe,
         points=tuple(inputs.frames(frames) for frames in gathered.points),
         cross_check=inputs.cross_check(spec, gathered) if gathered.compared else None,
+        reference_points=spec.verification.reference_points,
         files={name: inputs.put(file.data, file.suffix) for name, file in gathered.files.items()},
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -310,7 +309,7 @@ def _verification_words(spec: Spec, gathered: Gathered) -> str:
 
 
 def held_out_frames(spec: Spec) -> int:
-    """Number of held-out frames from reference dynamics, which are not part of the label budget."""
+    """Number of held-out frames from reference dynamics."""
     reference = spec.verification.reference_md
     return 0 if reference is None else reference.trajectories * reference.frames
 
@@ -330,11 +329,12 @@ def plan_facts(spec: Spec, gathered: Gathered, recipe: Recipe) -> dict[str, Any]
 
 
 def most_labels(spec: Spec, first: int) -> int:
-    """Largest number of labels of a campaign: the `first` frames, then the limits of every round of
-    every stage (including audit), bounded by the budget. Reused labels count."""
+    """Largest number of labels of a campaign: the `first` frames, single points of the reference
+    dynamics, then the limits of every round of every stage (including audit), bounded by the
+    budget. Reused labels count."""
     spec = expand_material(spec)
     planned = sum(rounds_of(spec, stage) * _per_round(spec, stage) for stage in spec.stages)
-    return min(spec.budget.labels, first + planned)
+    return min(spec.budget.labels, first + spec.verification.reference_points + planned)
 
 
 def _per_round(spec: Spec, stage: Stage) -> int:
@@ -343,7 +343,11 @@ def _per_round(spec: Spec, stage: Stage) -> int:
 
 def _budget_words(spec: Spec, gathered: Gathered) -> str:
     most = most_labels(spec, gathered.first)
+    reference = spec.verification.reference_md
     further = {"for properties": gathered.measured, "cross-check": gathered.compared}
+    if reference is not None:
+        trajectories = f"single points of {reference.trajectories} reference trajectories"
+        further[trajectories] = reference.single_points
     first = "".join(f"{count} {what} + " for what, count in further.items() if count)
     text = (
         f"{most} = min(budget {spec.budget.labels}, {len(gathered.initial)} initial + {first}"
@@ -353,14 +357,6 @@ def _budget_words(spec: Spec, gathered: Gathered) -> str:
         text += (
             f"; {spec.share_checked:.0%} of the labels found in the store are computed again, at "
             "least one of each labeler"
-        )
-    reference = spec.verification.reference_md
-    if reference is not None:
-        length = reference.equilibrate + reference.frames * reference.spacing
-        points = reference.trajectories * math.ceil(length / reference.timestep)
-        text += (
-            f"; in addition {held_out_frames(spec)} held-out frames from "
-            f"{reference.trajectories} reference trajectories ({points} single points)"
         )
     return text
 

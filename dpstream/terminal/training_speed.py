@@ -75,7 +75,8 @@ def dataset_sizes(spec: Spec, gathered: Gathered) -> list[int]:
     of rounds and labels: an upper bound."""
     spec = expand_material(spec)
     rounds = [stage for stage in spec.stages for _ in range(rounds_of(spec, stage))]
-    size, left = len(gathered.labelled) + len(gathered.initial), spec.budget.labels - gathered.first
+    size = len(gathered.labelled) + len(gathered.initial)
+    left = spec.budget.labels - gathered.first - spec.verification.reference_points
     sizes = [size]
     for stage in rounds:
         new = min(new_labels(spec, stage), max(0, left))

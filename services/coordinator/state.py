@@ -827,8 +827,9 @@ class State:
     @property
     def label_room(self) -> int:
         """Labels that the budget still allows to request."""
-        computed_again = len(self.labels.checks) + len(self.imported)
-        used = self.requested - self.labels.revoked + computed_again
+        used = self.requested - self.labels.revoked
+        used += len(self.labels.checks) + len(self.imported)
+        used += 0 if self.submitted is None else self.submitted.reference_points
         return max(0, self.spec.budget.labels - used)
 
     @property

@@ -50,7 +50,10 @@ class Convergence(Section):
 
 class Budget(Section):
     labels: int = Field(
-        default=10_000, ge=1, description="largest number of labels of any kind, computed or reused"
+        default=10_000,
+        ge=1,
+        description="largest number of labels of any kind, computed or reused; single points of "
+        "reference_md count",
     )
     rounds: int = Field(default=20, ge=1, description="largest number of rounds per stage")
 
@@ -103,6 +106,14 @@ class ReferenceMd(Section):
     )
     timestep: Positive = Field(default=0.0005, description="ps")
 
+    @property
+    def single_points(self) -> int:
+        """Calculations of all trajectories: of the start, of every step, and of the kept frames,
+        whose coordinates are rounded."""
+        between = max(1, round(self.spacing / self.timestep))
+        equilibration = round(self.equilibrate / self.timestep)
+        return self.trajectories * (1 + equilibration + self.frames * (between + 1))
+
 
 class PropertyTolerance(Section):
     """A crystal property for which the models must agree with the recipe. Both use the same
@@ -142,3 +153,8 @@ class Verification(Section):
         max_length=20,
         description="crystal properties; the last stage ends only when the committee passes too",
     )
+
+    @property
+    def reference_points(self) -> int:
+        """Single points of the reference dynamics."""
+        return 0 if self.reference_md is None else self.reference_md.single_points

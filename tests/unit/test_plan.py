@@ -17,10 +17,14 @@ from dpstream.new_campaign.folder import create
 from dpstream.new_campaign.full import template
 from dpstream.running.check_here import compare
 from dpstream.running.cross_check import CHECKED
+from dpstream.running.first_checks import FirstChecks
+from dpstream.services.labeler.acceptance import Outcome
+from dpstream.services.labeler.dynamics import Plan, run
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec, load_spec
+from dpstream.shared.spec.convergence import ReferenceMd
 from dpstream.terminal.plan import most_labels, plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -45,7 +49,9 @@ def test_examples_load_and_print_their_plan(name: str) -> None:
         assert all(f"{temperature:g}" in text for temperature in stage.temperatures)
     semi_empirical = spec.labels.code == "tblite"
     assert ("semi-empirical demo labels" in text) == semi_empirical
-    assert f"{most_labels(spec, len(gathered.initial))} = min(budget" in text
+    most = most_labels(spec, len(gathered.initial))
+    assert f"{most} = min(budget" in text
+    assert most - spec.verification.reference_points > 100
     for warning in gathered.warnings:
         assert warning in text
 
@@ -70,6 +76,51 @@ def spec(**sections: Any) -> Spec:
 def test_most_labels_counts_every_round_of_every_stage_and_the_audit() -> None:
     assert most_labels(spec(), 4) == 4 + 3 * (10 + 5) * 2
     assert most_labels(spec(budget={"labels": 50, "rounds": 3}), 4) == 50
+
+
+REFERENCE = {"system": "a", "trajectories": 2, "frames": 3, "spacing": 0.01, "equilibrate": 0.02}
+POINTS = 2 * (1 + 40 + 3 * (20 + 1))
+
+
+def test_reference_trajectories_count_in_the_budget() -> None:
+    wanted = spec(verification={"reference_md": REFERENCE})
+    assert wanted.verification.reference_points == POINTS
+    assert most_labels(wanted, 4) == 4 + POINTS + 3 * (10 + 5) * 2
+    found = replace(gathered(), systems={"a": [gathered().labelled[0][0]]}, compared=5)
+    text = " ".join(as_text(plan(wanted, found, make_recipe(wanted.labels))).split())
+    assert (
+        f"{most_labels(wanted, 5)} = min(budget 1000, 0 initial + 5 cross-check + {POINTS} single "
+        "points of 2 reference trajectories + 2 stages × 3 rounds × (10 + 5 audit))"
+    ) in text
+    assert "the labelers compute 5 of 20 imported labels again" in text
+    assert "5 single points of up to 5 atoms" in text
+
+
+def test_reference_dynamics_makes_as_many_single_points() -> None:
+    start, made = gathered(1).labelled[0][0], []
+
+    def point(frame: Frame) -> Outcome:
+        made.append(frame)
+        return Outcome.of_label(frame, FrameLabel(0.0, np.zeros((5, 3))))
+
+    times = ReferenceMd.model_validate(REFERENCE).model_dump(exclude={"system", "trajectories"})
+    assert len(list(run(start, point, Plan(seed=1, **times)))) == 3
+    assert 2 * len(made) == POINTS
+
+
+def test_a_campaign_that_begins_needs_a_budget_for_what_is_computed_in_any_case() -> None:
+    data = gathered()
+    checks = FirstChecks(Path("campaign.yaml"), True, False)
+    wanted = spec(budget={"labels": POINTS + 5}, verification={"reference_md": REFERENCE})
+    assert checks.passed(wanted, data).compared == 5
+    short = spec(budget={"labels": POINTS + 4}, verification={"reference_md": REFERENCE})
+    with pytest.raises(SpecError) as refused:
+        checks.passed(short, data)
+    assert str(refused.value) == (
+        f"campaign.yaml: budget.labels: {POINTS + 4} is less than the {POINTS + 5} that are "
+        f"computed in any case (5 labels of the cross-check + {POINTS} single points of "
+        "verification.reference_md); raise it, or reduce these"
+    )
 
 
 def test_the_plan_says_from_what_labels_are_drawn() -> None:

@@ -17,6 +17,8 @@ from dpstream.inputs.gather import Gathered, gather
 from dpstream.running.cross_check import force_tolerance
 from dpstream.running.first_checks import FirstChecks
 from dpstream.running.submit import announced, submit
+from dpstream.services.coordinator.apply import apply
+from dpstream.services.coordinator.state import State
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.atoms.frames import (
     Batch,
@@ -135,6 +137,18 @@ def test_the_seed_chooses_the_imported_labels_that_are_computed_again(
         assert frame_key(frame) == frame_key(frame_of(fresh, each.frame)) == each.frame.key
         known = {frame_key(f): known for f, known in gathered.labelled}[each.frame.key]
         assert np.array_equal(label.forces, known.forces)
+
+
+def test_single_points_of_reference_trajectories_use_the_label_budget(
+    gathered: Gathered, recipe: Recipe, store: FolderStore
+) -> None:
+    reference = {"system": "a", "trajectories": 1, "frames": 1, "spacing": 0.01, "equilibrate": 0}
+    wanted = spec(verification={"reference_md": reference})
+    event = submit(wanted, gathered, recipe, store, 100.0)
+    assert event.reference_points == 1 + 20 + 1
+    before = event.model_copy(update={"reference_points": 0})
+    left, left_before = (apply(State(spec=wanted), each).label_room for each in (event, before))
+    assert left_before - left == event.reference_points
 
 
 def test_again_is_the_same_event_and_writes_nothing(
