@@ -365,10 +365,13 @@ class Coordinator:
         return True
 
     def demand(self) -> dict[str, Demand]:
-        """The tasks of active campaigns by queue. Those of paused and ended ones need no worker."""
-        active = [each for each in self.open_campaigns.values() if each.active]
-        queues = {*chain(*(each.task_queue.waiting + each.task_queue.busy for each in active))}
-        return {queue: _demand(queue, active) for queue in queues}
+        """The tasks of active campaigns by queue. Those of paused and ended ones need no worker,
+        except one that a campaign waits for because no worker serves its queue."""
+        served = [each for each in self.open_campaigns.values() if each.active]
+        waits = [each for each in self.open_campaigns.values() if each.state.missing]
+        queues = {*chain(*(each.task_queue.waiting + each.task_queue.busy for each in served))}
+        queues |= {*chain(*(each.state.missing for each in waits))}
+        return {queue: _demand(queue, served, waits) for queue in queues}
 
     def _extend_leases_after_absence(self, now: float) -> None:
         """Leases do not run while this coordinator cannot receive heartbeats, for example during an
@@ -618,11 +621,16 @@ def _campaign_of(event: m.Message | None) -> str | None:
     return None if event is None or isinstance(event, m.ProcessStarted) else event.campaign
 
 
-def _demand(queue: str, active: Sequence[OpenCampaign]) -> Demand:
+def _demand(
+    queue: str, active: Sequence[OpenCampaign], waits: Sequence[OpenCampaign] = ()
+) -> Demand:
+    """`waits`: campaigns that are paused until a worker serves some queues."""
+    missing = [each for each in waits if queue in each.state.missing]
     queues = [each.task_queue for each in active]
     times = [each.usual_seconds[queue] for each in active if queue in each.usual_seconds]
     return Demand(
-        waiting=sum(each.waiting[queue] for each in queues),
+        waiting=sum(each.waiting[queue] for each in queues)
+        + sum(each.task_queue.waiting[queue] > 0 for each in missing),
         running=sum(each.busy[queue] for each in queues),
         seconds=sum(times) / len(times) if times else None,
     )

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from dpstream.shared.messages import Message
 
+MOST_DECLINED = 3
+"""Tasks declined in a row after which a process that leaves when idle need not wait for others."""
 STAGGER = 0.1
 """Largest part by which a lifetime is shortened at random, so that workers that were launched
 together do not all leave at once."""
@@ -33,6 +35,10 @@ class ExitLimits:
     """Usual seconds of a task, by command: an average that favours the latest."""
     _taken: int = 0
     _working: int = 0
+    _declined: int = 0
+    """Tasks declined since one was last worked on."""
+    _declined_why: str = ""
+    _has_worked: bool = False
     _idle_since: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -40,7 +46,7 @@ class ExitLimits:
     def over(self) -> bool:
         with self._lock:
             # Once one worker leaves, none takes another task: the process would go on with fewer.
-            self._closed = self._closed or self._is_idle_for_long()
+            self._closed = self._closed or self._is_idle_for_long() or self._is_of_no_use()
             return self._is_full() or not self._has_time(0.0)
 
     def admit(self, kind: type[Message] | None = None) -> bool:
@@ -60,8 +66,21 @@ class ExitLimits:
             self._working -= 1
             if worked:
                 self._idle_since = time.monotonic()
+                self._declined, self._has_worked = 0, True
             else:
                 self._taken -= 1
+
+    def decline(self, reason: str) -> None:
+        """Takes in that a worker of the process cannot serve a task."""
+        with self._lock:
+            self._declined += 1
+            self._declined_why = reason
+
+    @property
+    def declined_all(self) -> str | None:
+        """Why the last task was declined, if every task was; None if one was worked on, or none
+        came."""
+        return self._declined_why if self._declined and not self._has_worked else None
 
     def learn(self, kind: type[Message], seconds: float) -> None:
         """Takes in how long a task took at any worker of the process."""
@@ -83,3 +102,7 @@ class ExitLimits:
         if self.idle_exit is None or self._working:
             return False
         return time.monotonic() - self._idle_since >= self.idle_exit
+
+    def _is_of_no_use(self) -> bool:
+        is_to_leave = self.idle_exit is not None and not self._working
+        return is_to_leave and self._declined >= MOST_DECLINED

@@ -27,7 +27,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from dpstream.shared.bus.topology import COORDINATOR
 from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.connect import FOREVER, connect
-from dpstream.shared.errors import BusError, DpstreamError, Refused
+from dpstream.shared.errors import BusError, DpstreamError, Refused, SpecError
 from dpstream.shared.logs import configure, logger, redacted
 from dpstream.shared.messages import Command, Train, TrainerStarted, WorkerStarted
 from dpstream.shared.ports import Bus, Outgoing, Store
@@ -154,6 +154,7 @@ class WorkerThreads:
     scratch: Path
     settings: WorkerSettings
     metrics: WorkerMetrics = field(init=False)
+    limits: ExitLimits = field(init=False)
     workers: list[Worker[Any]] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     failed: bool = False
@@ -162,7 +163,8 @@ class WorkerThreads:
     """When the task of a worker was aborted, by the worker's name, monotonic clock."""
 
     def __post_init__(self) -> None:
-        self.metrics = WorkerMetrics(self.device)
+        self.metrics, own = WorkerMetrics(self.device), self.settings
+        self.limits = ExitLimits(own.max_tasks, own.idle_exit, own.lifetime)
 
     @property
     def device(self) -> Device | None:
@@ -176,7 +178,8 @@ class WorkerThreads:
 
     def work(self, bus: Bus, store: Store, stopping: threading.Event) -> int:
         """Work until `stopping` is set or an exit limit is reached; returns the exit status. Raises
-        `Refused` if broker or store keep refusing a worker's rights."""
+        `Refused` if broker or store keep refusing a worker's rights, SpecError if an exit limit was
+        reached and every task was declined."""
         self._start(bus, store, stopping)
         self._announce(bus)
         where = {"device": str(self.device)} if self.device else {}
@@ -201,6 +204,9 @@ class WorkerThreads:
         log.info("stopped")
         if self.failed:
             return DIED
+        useless = None if stopping.is_set() else self.limits.declined_all
+        if useless is not None:
+            raise SpecError(f"every task was declined: {useless}")
         return GAVE_BACK if any(worker.gave_back for worker in self.workers) else 0
 
     def _is_hung(self) -> bool:
@@ -237,7 +243,6 @@ class WorkerThreads:
 
     def _start(self, bus: Bus, store: Store, stopping: threading.Event) -> None:
         settings = self.settings
-        limits = ExitLimits(settings.max_tasks, settings.idle_exit, settings.lifetime)
         self.metrics.has_slots(len(self.plans))
         for number, plan in enumerate(self.plans):
             plan.resources.start()
@@ -254,7 +259,7 @@ class WorkerThreads:
                 stuck_after=settings.longest_pauses,
                 stopping=stopping,
                 telemetry=self.metrics,
-                limits=limits,
+                limits=self.limits,
                 process=settings.process,
                 unserved=plan.unserved,
             )
@@ -331,7 +336,7 @@ def _parser(service: WorkerService[S]) -> argparse.ArgumentParser:
         description=service.description,
         epilog=f"environment, [default] in brackets:\n{lines}\n\n"
         "exit status: 0 nothing left to do, or idle when stopped; 75 released a task when stopped; "
-        "1 a worker died; 2 invalid settings or refused rights\n",
+        "1 a worker died; 2 invalid settings, refused rights, or every task was declined\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--max-tasks", metavar="N", help="exit after N tasks")

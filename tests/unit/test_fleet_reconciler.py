@@ -153,6 +153,27 @@ def test_workers_that_cannot_start_pause_their_pool_ever_longer(harness: Harness
     assert reconciler.status.pools["cpu"].reason == ""
 
 
+def test_a_pool_whose_workers_decline_everything_makes_way_for_the_next_one(
+    harness: Harness,
+) -> None:
+    """Such workers end with status 2; one task waits for a worker that can serve it."""
+    harness.write(near=POOL, far=POOL | {"price": 1.0})
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=1)})
+    calls: list[str] = []
+    for _ in range(720):  # an hour
+        calls += harness.turn(reconciler)
+        for name, launch in harness.fleet.launches.items():
+            if launch.pool == "near" and launch.running:
+                gone = frozenset(launch.up)
+                harness.fleet.launches[name] = replace(
+                    launch, running=0, ended={"2": 1}, up=frozenset(), gone=gone
+                )
+    assert calls[:4] == [*["launch near 1"] * 3, "launch far 1"]
+    assert calls.count("launch far 1") == 1
+    assert calls.count("launch near 1") < 10
+
+
 @pytest.mark.parametrize("status", ["0", "75", "CANCELLED", "NODE_FAIL", "143"])
 def test_a_worker_that_was_taken_away_has_not_failed(harness: Harness, status: str) -> None:
     reconciler = harness.start()

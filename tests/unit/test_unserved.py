@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpstream.services.coordinator.apply.tasks import MOST_REASONS
+from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.overview import overview
@@ -227,6 +228,26 @@ def test_without_a_worker_it_pauses_and_one_task_waits_for_the_right_one(
     harness.step()
     assert state_of(harness).paused is None
     assert len(labels_of(harness)) == len(commands) - 1
+
+
+def test_a_campaign_that_waits_for_a_worker_wants_one_started(
+    harness: CoordinatorHarness,
+) -> None:
+    harness.submit(spec())
+    commands = labels_of(harness)
+    assert harness.coordinator.demand()[QUEUE].waiting > 1
+    harness.publish(*(declined(command) for command in commands))
+    harness.pass_time(2 * PATIENCE)
+    assert state_of(harness).missing == {QUEUE}
+    assert harness.coordinator.demand() == {QUEUE: Demand(waiting=1)}
+    waiting = next(command for command in labels_of(harness) if isinstance(command, m.Label))
+    harness.claim(waiting)
+    harness.publish(m.TaskClaimed(**CampaignSimulator.envelope(waiting, "claim"), worker="w"))
+    harness.step()
+    assert harness.coordinator.demand()[QUEUE].running == 1
+    harness.publish(asked_to_pause())
+    harness.step()
+    assert harness.coordinator.demand() == {}
 
 
 def test_while_a_worker_is_busy_with_the_queue_it_waits(harness: CoordinatorHarness) -> None:

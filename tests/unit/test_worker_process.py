@@ -16,10 +16,12 @@ from dpstream.services.trainer.__main__ import TRAINER
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import decode
-from dpstream.shared.errors import BusError, Refused
+from dpstream.shared.errors import BusError, DpstreamError, Refused, SpecError
+from dpstream.shared.runtime import retry
 from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.runtime.context import Unserved
 from dpstream.shared.runtime.device import Device, Gpu
-from dpstream.shared.runtime.exit_limits import ExitLimits
+from dpstream.shared.runtime.exit_limits import MOST_DECLINED, ExitLimits
 from dpstream.shared.runtime.process import (
     BAD_INPUT,
     GAVE_BACK,
@@ -63,22 +65,27 @@ class Office:
         device: Device | None = None,
         queues: Sequence[tuple[str, ...]] = TWO_PLANS,
         make: Callable[[int], Any] = lambda number: Bench(),
+        unserved: Unserved = lambda resources, command, context: None,
         **settings: Any,
     ) -> None:
         given = WorkerSettings(broker="amqp://host", store="x", **settings)  # type: ignore[arg-type]
         plans = [
-            WorkerPlan(served, {m.Label: handler}, make(number), device=device)
+            WorkerPlan(served, {m.Label: handler}, make(number), device=device, unserved=unserved)
             for number, served in enumerate(queues)
         ]
         self.crew = WorkerThreads("lab", plans, workers.folder, given)
         self.stopping = threading.Event()
         self.status: int | None = None
+        self.error: DpstreamError | None = None
         arguments = (bus or InProcessBus(workers.broker), workers.store, self.stopping)
         self.thread = threading.Thread(target=self._work, args=arguments, daemon=True)
         self.thread.start()
 
     def _work(self, *arguments: Any) -> None:
-        self.status = self.crew.work(*arguments)
+        try:
+            self.status = self.crew.work(*arguments)
+        except SpecError as error:
+            self.error = error
 
     def end(self) -> int | None:
         self.thread.join(PROMPT)
@@ -458,6 +465,56 @@ def test_one_working_slot_keeps_the_idle_ones(workers: WorkerHarness) -> None:
     go_on.set()
     assert workers.next_types(1) == [m.LabelsDone]
     assert office.end() == 0
+
+
+def test_a_process_that_leaves_when_idle_ends_with_the_reason_if_it_declines_everything(
+    workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_REST", 0.01)
+    workers.send(*(label(f"t{number}") for number in range(MOST_DECLINED)))
+    office = Office(
+        workers,
+        succeed,
+        queues=SLOTS[:1],
+        unserved=lambda resources, command, context: "no toy here",
+        idle_exit=600.0,
+    )
+    assert office.end() is None
+    assert str(office.error) == "every task was declined: no toy here"
+
+
+@pytest.mark.parametrize(("idle_exit", "asked"), [(None, True), (600.0, True), (0.3, False)])
+def test_a_process_that_is_asked_to_stop_or_was_of_use_ends_well(
+    workers: WorkerHarness,
+    monkeypatch: pytest.MonkeyPatch,
+    idle_exit: float | None,
+    asked: bool,
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_REST", 0.01)
+    answers = iter([None] if not asked else [])
+
+    def unserved(resources: Any, command: Any, context: Any) -> str | None:
+        return next(answers, "no toy here")
+
+    workers.send(label("t1"))
+    office = Office(workers, succeed, queues=SLOTS[:1], unserved=unserved, idle_exit=idle_exit)
+    if asked:
+        assert workers.next_types(1) == [m.TaskDeclined]
+        office.stopping.set()
+    else:
+        assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
+        workers.send(label("t2"))
+        assert workers.next_types(1) == [m.TaskDeclined]
+    assert office.end() == 0
+
+
+def test_a_worker_without_a_limit_stays_although_it_declines_everything() -> None:
+    for idle_exit in (None, 600.0):
+        limits = ExitLimits(idle_exit=idle_exit)
+        for _ in range(MOST_DECLINED):
+            assert not limits.over
+            limits.decline("no toy here")
+        assert limits.over == (idle_exit is not None)
 
 
 def test_a_process_announces_its_slots_and_each_queue_once(workers: WorkerHarness) -> None:
