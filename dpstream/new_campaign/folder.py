@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -26,8 +26,15 @@ def check_name(name: str) -> None:
         raise SpecError(f"NAME: {shown(name)}: {NAMES}") from error
 
 
-def create(name: str, parent: Path, spec: str, structures: Mapping[str, bytes]) -> Path:
-    """Creates `parent/name/` with the text of a spec and files of structures by name.
+def create(
+    name: str,
+    parent: Path,
+    spec: str,
+    structures: Mapping[str, bytes],
+    fill: Callable[[Path], None] = lambda folder: None,
+) -> Path:
+    """Creates `parent/name/` with the text of a spec and files of structures by name; `fill` writes
+    what else the spec names.
 
     Returns the path of the spec. Raises `SpecError` for an invalid name, or a folder that exists or
     cannot be created.
@@ -41,6 +48,7 @@ def create(name: str, parent: Path, spec: str, structures: Mapping[str, bytes]) 
         (folder / "structures" / "README").write_text(NOTE, encoding="utf-8")
         for file, data in structures.items():
             (folder / "structures" / file).write_bytes(data)
+        fill(folder)
         (folder / "campaign.yaml").write_text(spec, encoding="utf-8")
     except FileExistsError as error:
         raise SpecError(f"{folder}: already exists; choose another name") from error

@@ -18,6 +18,7 @@ from dpstream.services.coordinator.state import StageState, State, Task
 from dpstream.shared import messages as m
 from dpstream.shared.spec import Spec, Stage, expand_material
 from dpstream.shared.spec.amendment import (
+    INSTEAD,
     changed_keys,
     changes_below,
     differences,
@@ -67,7 +68,7 @@ def objection(state: State, event: m.CampaignAmended) -> str | None:
     if state.submitted is None:
         return "the campaign has not begun"
     if state.finished is not None and state.finished.verdict == "cancelled":
-        return "the campaign was cancelled for good; start a new one under another name"
+        return f"the campaign was cancelled for good; {INSTEAD} {state.spec.name}"
     if event.follows != state.plan.newest:
         return _stale(state, event)
     try:

@@ -96,9 +96,13 @@ def load_dataset(fetch: Fetch, manifest: Ref) -> list[Labelled]:
     return [item for version in reversed(versions) for item in _items_of(fetch, version)]
 
 
+def load_packs(fetch: Fetch, packs: Iterable[Ref]) -> list[Labelled]:
+    """The labelled frames of batches; raises as `load_dataset`."""
+    return [item for pack in packs for item in _decoded.get(pack, fetch, _decode_pack)]
+
+
 def _items_of(fetch: Fetch, version: Dataset) -> Iterator[Labelled]:
-    for pack in version.packs:
-        yield from _decoded.get(pack, fetch, _decode_pack)
+    yield from load_packs(fetch, version.packs)
     origins = version.origins or ("",) * len(version.labels)
     weights = version.weights or (1.0,) * len(version.labels)
     if not len(origins) == len(weights) == len(version.labels):

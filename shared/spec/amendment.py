@@ -38,10 +38,7 @@ FIXED: Mapping[str, str] = {
     **{f"labels.{key}": "labels of one campaign have one recipe" for key in RECIPE},
 }
 """Keys that no amendment changes, with all keys below them, and why."""
-INSTEAD = (
-    "start a new campaign from this spec under another name, and list the dataset that dpstream "
-    "export writes under initial.data"
-)
+INSTEAD = "prepare a new campaign with the labels of this one: dpstream new NAME --from"
 AT_ANY_TIME = (
     "labels.worker_class",
     "labels.max_seconds",
@@ -74,7 +71,7 @@ def unchangeable(before: Spec, after: Spec) -> str | None:
         why = _why_fixed(key, before)
         if why is not None:
             change = _change(old, new, key)
-            return f"{key}: {change}: cannot change in a campaign: {why}; {INSTEAD}"
+            return f"{key}: {change}: cannot change in a campaign: {why}; {INSTEAD} {before.name}"
     return None
 
 

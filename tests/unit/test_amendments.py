@@ -679,7 +679,7 @@ def test_what_cannot_change_is_refused_in_one_line_that_says_what_to_do(section:
     why = refused(campaign, changed(spec(mode="streaming"), **{section: FIXED[section]}))
     assert why.startswith(section)
     assert ": cannot change in a campaign: " in why
-    assert "initial.data" in why
+    assert why.endswith("dpstream new NAME --from world")
     assert "\n" not in why
     assert campaign.state.plan.number == 1
     assert campaign.state.exploration == before
