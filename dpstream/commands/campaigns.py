@@ -22,6 +22,7 @@ from dpstream.commands.doctor.doctor import doctor
 from dpstream.commands.fleet import fleet
 from dpstream.commands.import_dpgen import import_, read_machine_file
 from dpstream.commands.init import init_bulk, init_surf
+from dpstream.commands.integrity import archive as archive_campaign
 from dpstream.commands.integrity import delete, repair, verify
 from dpstream.commands.label import label
 from dpstream.commands.library import library
@@ -318,6 +319,7 @@ def why(
 
 app.command()(verify)
 app.command()(repair)
+app.command("archive")(archive_campaign)
 app.command()(delete)
 app.command()(new)
 app.command("import")(import_)

@@ -29,6 +29,7 @@ from dpstream.commands.options import (
     within,
 )
 from dpstream.deploy.access_files import parse_deployment, with_pools, write_access
+from dpstream.integrity.archiving import ArchiveMark, mark_of
 from dpstream.running.connection import (
     HEARD,
     LOOK,
@@ -123,29 +124,46 @@ def submit(
         _answer(store, submitted, wait)
 
 
-def list_(root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+def list_(
+    root: Root = DEFAULT_ROOT,
+    archived: Annotated[
+        bool, typer.Option("--archived", help="Also campaigns that dpstream archive has put away.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List all campaigns with their progress."""
     with within(root):
         store = there(root)
-        found = [_overview(store, name) for name in campaigns(store)]
+        listed = [_listed(store, name) for name in campaigns(store)]
+    shown = [(now, mark) for now, mark in listed if archived or mark is None]
     if as_json:
-        console.print_json(data=[each.model_dump(mode="json") for each in found])
+        console.print_json(data=[now.model_dump(mode="json") for now, _ in shown])
         return
     table = listing_table("campaign", "progress")
-    for each in found:
-        table.add_row(each.name, each.headline)
-    console.print(table if found else "no campaigns")
+    for now, mark in shown:
+        where = "" if mark is None else f"; archived as {mark.file}"
+        table.add_row(now.name, now.headline + where)
+    if shown:
+        console.print(table)
+    if len(shown) < len(listed):
+        left_out = len(listed) - len(shown)
+        say(console, f"archived, and not listed: {left_out}; dpstream list --archived")
+    elif not listed:
+        say(console, "no campaigns")
 
 
-def _overview(store: Store, name: str) -> CampaignOverview:
-    """Where a campaign stands; its damage, so that the others are listed all the same."""
+def _listed(store: Store, name: str) -> tuple[CampaignOverview, ArchiveMark | None]:
+    """Where a campaign stands, and is archived; its damage, so that the others are listed all the
+    same."""
     try:
         last = verdict(store, name)
-        return finished_overview(last) if last else overview(load_state(store, name))
+        if last is not None:
+            return finished_overview(last), mark_of(store, last)
+        return overview(load_state(store, name)), None
     except (CorruptLedger, DigestMismatch, ValueError) as error:
         reason = " ".join(str(error).split())
         line = f"damaged: {reason}; next: dpstream repair {name} lists what can be recovered"
-        return CampaignOverview(name=name, standing="broken", headline=line)
+        return CampaignOverview(name=name, standing="broken", headline=line), None
 
 
 def watch(campaign: Campaign = None, root: Root = DEFAULT_ROOT, broker: Broker = None) -> None:

@@ -1,23 +1,27 @@
-"""Commands on what a campaign has stored: `verify`, `repair`, `delete`."""
+"""Commands on what a campaign has stored: `verify`, `repair`, `archive`, `delete`."""
 
 from __future__ import annotations
 
 import shutil
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dpstream.commands.options import DEFAULT_ROOT, Campaign, Root, resolved, there, within
+from dpstream.commands.options import DEFAULT_ROOT, Campaign, Root, named, resolved, there, within
 from dpstream.export.checksums import damaged_files
+from dpstream.integrity.archiving import mark_archived, mark_of, write_verified
 from dpstream.integrity.deletion import objects_of, still_runs
 from dpstream.integrity.repair import plan as plan_repair
 from dpstream.integrity.verify import verify as verify_campaign
 from dpstream.new_campaign.folder import check_name
 from dpstream.running.connection import is_folder
 from dpstream.running.local_cluster import sole_runner
-from dpstream.shared.errors import SpecError
+from dpstream.services.coordinator.ledger.ledger import verdict
+from dpstream.shared.errors import SpecError, StoreError
+from dpstream.shared.ports import Store
 from dpstream.terminal.console import console, say
 from dpstream.terminal.progress import progress
 
@@ -118,6 +122,43 @@ def repair(
     raise typer.Exit(DAMAGED if planned.lost else 0)
 
 
+def archive(
+    campaign: Annotated[str, typer.Argument(metavar="NAME", help="Campaign.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File to write. Default: NAME.zip."),
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Archive a campaign that has ended: write all of it to one file, and leave it out of list.
+
+    The file is that of dpstream export --archive: ledger, labels, datasets, models, report. It
+    appears once everything in it was compared with its digests; unpacked it works as --store.
+    Nothing is deleted: dpstream delete NAME does that. dpstream list --archived also lists archived
+    campaigns; one that goes on with a changed plan is listed again.
+
+    Whoever may read the campaign may write the file. In a deployment, leaving the campaign out of
+    list needs the keys of the store's administrator.
+    """
+    with within(root):
+        store, name = named(campaign, root)
+        last = verdict(store, name)
+        if last is None:
+            raise SpecError(
+                f"{name}: has not ended; dpstream export {name} --archive writes what there is"
+            )
+        mark = write_verified(store, name, output or Path(f"{name}.zip"), time.time())
+        say(console, f"{mark.describe()}: complete, and compared with all digests")
+        try:
+            mark_archived(store, last, mark)
+        except StoreError as error:
+            say(
+                console, f"{name}: stays in dpstream list, which the store refused to note: {error}"
+            )
+            return
+    say(console, f"{name}: archived; next: dpstream delete {name} frees its space and its name")
+
+
 def delete(
     campaign: Annotated[str, typer.Argument(metavar="NAME", help="Campaign.")],
     root: Root = DEFAULT_ROOT,
@@ -128,8 +169,8 @@ def delete(
 ) -> None:
     """Delete a campaign that has ended: ledger, models, datasets, inputs. Frees its name.
 
-    Labels stay: other campaigns use them. `dpstream export NAME --full` keeps a copy first. Needs
-    the keys of the store's administrator.
+    Labels stay: other campaigns use them. dpstream archive NAME keeps a copy first. Needs the keys
+    of the store's administrator.
     """
     check_name(campaign)
     with within(root):
@@ -146,6 +187,7 @@ def delete(
             if is_folder(root):
                 held.enter_context(sole_runner(Path(root), name))
             if not yes:
+                say(console, _archive_line(store, name))
                 typer.confirm(f"Delete {len(keys)} objects of {name} for good?", abort=True)
             with progress("deleted", len(keys)) as step:
                 for key in keys:
@@ -154,3 +196,11 @@ def delete(
             if is_folder(root):  # empty folders and the lock
                 shutil.rmtree(Path(root) / "campaigns" / name, ignore_errors=True)
     say(console, f"deleted {name}: {len(keys)} objects; its labels stay")
+
+
+def _archive_line(store: Store, name: str) -> str:
+    last = None if still_runs(store, name) else verdict(store, name)
+    mark = None if last is None else mark_of(store, last)
+    if mark is None:
+        return f"{name}: not archived; dpstream archive {name} keeps a copy"
+    return f"{name}: archived as {mark.describe()}"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, cast
 
+from dpstream.export.checksums import digest_of
 from dpstream.shared.files import arriving
+from dpstream.shared.store.keys import digested
 
 COMPRESSED = (".npz", ".png", ".zip")
 """Suffixes of files that do not become smaller."""
@@ -33,7 +39,26 @@ def write_archive(folder: Path) -> Path:
     or absent."""
     whole, path = folder.absolute(), archive_of(folder)
     with arriving(path) as target, zipfile.ZipFile(target, "w") as archive:
-        for file in sorted(each for each in whole.rglob("*") if each.is_file()):
+        for file in _files(whole):
             packed = zipfile.ZIP_STORED if file.suffix in COMPRESSED else zipfile.ZIP_DEFLATED
             archive.write(file, file.relative_to(whole.parent).as_posix(), packed)
     return path
+
+
+def differing_files(folder: Path) -> Iterator[str]:
+    """A line for each file of `folder` that its archive lacks, or has with another content."""
+    whole = folder.absolute()
+    with zipfile.ZipFile(archive_of(folder)) as archive:
+        for file in _files(whole):
+            name = file.relative_to(whole.parent).as_posix()
+            try:
+                with archive.open(name) as packed:
+                    digest = digested(cast(BinaryIO, packed), hashlib.sha256()).hexdigest()
+            except (KeyError, zipfile.BadZipFile, zlib.error):
+                digest = None
+            if digest != digest_of(file):
+                yield f"{archive_of(folder)}: {name} differs from what was written"
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.rglob("*") if each.is_file())

@@ -15,7 +15,7 @@ CHECKSUMS = "SHA256SUMS"
 def write_checksums(folder: Path, parts: Sequence[str]) -> None:
     """Lists all files of the export that are in these subfolders or have these names."""
     files = (path for part in parts for path in _files(folder / part))
-    lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    lines = [f"{digest_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / CHECKSUMS).write_text("".join(lines))
 
 
@@ -31,7 +31,7 @@ def damaged_files(folder: Path) -> Iterator[str]:
             raise SpecError(f"{folder / CHECKSUMS}: not a list of digests: {line[:80]!r}")
         if not path.is_file():
             yield f"{path}: missing"
-        elif _digest(path) != digest:
+        elif digest_of(path) != digest:
             yield f"{path}: the content differs from what was written"
 
 
@@ -39,7 +39,8 @@ def _files(part: Path) -> list[Path]:
     return sorted(path for path in (part, *part.rglob("*")) if path.is_file())
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file."""
     with path.open("rb") as file:
         digest: str = digested(file, hashlib.sha256()).hexdigest()
         return digest

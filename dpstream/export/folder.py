@@ -40,6 +40,8 @@ PARTS = ("models", "dataset", "audit", "held-out", "md-example")
 README = "README.txt"
 """The last file of an export: where it exists, the export is complete."""
 ELSEWHERE = "give another folder with dpstream export --output"
+MARKS = "archived"
+"""Folder of a campaign in the store with the marks of its archives."""
 EXAMPLE_STEPS = 2000
 
 
@@ -299,8 +301,8 @@ def _copy_campaign(results: CampaignResults, folder: Path) -> str:
     earlier export stay."""
     store = results.store
     prefix = campaign_uri(results.campaign) + "/"
-    of_runs = (prefix + "lock", prefix + "requests/")
-    keys = [key for key in store.list(prefix) if not key.startswith(of_runs)]
+    of_this_store = (prefix + "lock", prefix + "requests/", f"{prefix}{MARKS}/")
+    keys = [key for key in store.list(prefix) if not key.startswith(of_this_store)]
     lives = results.history.lives.values()
     keys += [life.accepted.label.uri for life in lives if life.accepted is not None]
     for key in keys:

@@ -118,7 +118,8 @@ class LedgerWriter:
     def label_of(self, number: int, reused: bool = False) -> Accepted:
         label = FrameLabel(-10.0 - number, np.full((5, 3), 0.1 * number))
         uri = label_uri(RECIPE.digest, KEYS[number])
-        ref = self.put(uri, encode_labelled(FRAMES[number], label, {"code": "tblite"}))
+        made_by = {"code": "tblite", "frame": KEYS[number], "recipe": RECIPE.digest}
+        ref = self.put(uri, encode_labelled(FRAMES[number], label, made_by))
         return Accepted(key=KEYS[number], label=ref, reused=reused, max_force=0.2, seconds=0.01)
 
     def record(self, kind: type[m.Message], **fields: Any) -> Any:
