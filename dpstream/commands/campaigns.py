@@ -70,8 +70,8 @@ from dpstream.shared.runtime.scratch import private_folder
 from dpstream.shared.spec import Spec, expand_material
 from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.values import DEADLETTER_PREFIX
-from dpstream.terminal.console import console, say
-from dpstream.terminal.plan import plan_facts, show_plan
+from dpstream.terminal.console import console, notes, say
+from dpstream.terminal.plan import plan_facts, show_plan, show_warnings
 from dpstream.terminal.status import summary
 from dpstream.terminal.training_speed import (
     Measured,
@@ -81,6 +81,7 @@ from dpstream.terminal.training_speed import (
     settings_of,
     speed_table,
 )
+from dpstream.terminal.verbosity import Quiet, Verbose, in_all_commands
 
 app = typer.Typer(
     name="dpstream",
@@ -110,6 +111,8 @@ def everywhere(
             "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
         ),
     ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Options of `dpstream` itself."""
 
@@ -197,11 +200,12 @@ def validate(
         console.print_json(data=plan_facts(loaded, found, recipe))
     else:
         show_plan(console, loaded, found, recipe)
+        show_warnings(console, found)
     if cross_check:
         with errors_at(str(spec), SpecError):
             check_here(found, loaded, recipe)
     elif found.compared and not as_json:
-        say(console, f"--cross-check compares {found.compared} imported labels on this machine now")
+        say(notes, f"--cross-check compares {found.compared} imported labels on this machine now")
 
 
 @app.command()
@@ -415,5 +419,5 @@ app.command()(down)
 app.add_typer(fleet, name="fleet")
 app.command("simulate")(simulate_campaign)
 
-command = typer.main.get_command(app)
+command = in_all_commands(typer.main.get_command(app))
 """The Click command that `dpstream.cli` runs."""

@@ -71,10 +71,10 @@ from dpstream.shared.messages import (
 )
 from dpstream.shared.ports import Store
 from dpstream.shared.values import campaign_uri
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, notes, say
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.live import LiveView
-from dpstream.terminal.plan import show_plan
+from dpstream.terminal.plan import introduce
 from dpstream.terminal.tables import listing_table
 
 GOES_ON = (
@@ -118,7 +118,7 @@ def submit(
             loaded, recipe = with_workers_version(loaded, recipe, store)
         if not store.exists(campaign_uri(loaded.name, "submitted.json")):
             gathered = FirstChecks(spec, cross_check, force).passed(loaded, gathered)
-            show_plan(console, loaded, gathered, recipe)
+            introduce(console, loaded, gathered, recipe)
         submitted = freeze(loaded, gathered, recipe, store, time.time())
         say_it(bus, announced(submitted))
         _answer(store, submitted, wait)
@@ -185,7 +185,7 @@ def watch(campaign: Campaign = None, root: Root = DEFAULT_ROOT, broker: Broker =
 
 def look_on(followed: FollowedCampaign, going_on: Callable[[], bool]) -> int:
     """Show a campaign while `going_on`; the exit status."""
-    LiveView(lambda: followed.status, console, LEAVES).watch(going_on)
+    LiveView(lambda: followed.status, notes, LEAVES).watch(going_on)
     now = followed.status.overview
     say(console, f"{now.name}: {now.headline}")
     return 0 if now.verdict == "converged" else 1

@@ -22,7 +22,7 @@ from dpstream.running.local_cluster import sole_runner
 from dpstream.services.coordinator.ledger.ledger import verdict
 from dpstream.shared.errors import SpecError, StoreError
 from dpstream.shared.ports import Store
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, notes, say
 from dpstream.terminal.progress import progress
 
 Deep = Annotated[
@@ -58,8 +58,10 @@ def verify(
         store, name = resolved(campaign, root)
         exported = [] if exported_to is None else list(damaged_files(exported_to))
         result = verify_campaign(store, name, deep)
-    for line in (*result.lines(), *(f"damaged: {file}" for file in exported)):
-        say(console, line)
+    for line in result.summary():
+        say(notes, line)
+    for line in (*map(str, result.damage), *exported):
+        say(console, f"damaged: {line}")
     if exported:
         say(console, f"{exported_to}: {len(exported)} damaged; next: dpstream export {name}")
     if result.damage:

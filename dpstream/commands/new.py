@@ -16,7 +16,7 @@ from dpstream.new_campaign.labels import SETTINGS
 from dpstream.new_campaign.short import Kind, given, short_spec, symbols_in
 from dpstream.new_campaign.successor import Successor
 from dpstream.shared.errors import SpecError
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, notes, say
 
 CODE = "tblite"
 """Labels structures where no code is named."""
@@ -115,4 +115,4 @@ def _write(
     created = create(name, Path.cwd(), spec, files, fill)
     say(console, f"wrote {created}")
     before = first.format(folder=name)
-    say(console, f"next: {before}dpstream validate {Path(name) / created.name}")
+    say(notes, f"next: {before}dpstream validate {Path(name) / created.name}")

@@ -40,7 +40,7 @@ from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec, expand_material
 from dpstream.shared.spec.errors import did_you_mean, validated
 from dpstream.shared.values import Recipe
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import notes, say
 
 DEFAULT_ROOT = "runs"
 MOST_WORKERS = 64
@@ -138,11 +138,11 @@ def prepared(
     """
     overrides = {k: value for k, value in (("mode", mode), ("name", name)) if value is not None}
     machines = () if machine is None else machine.machines
-    loaded = load_campaign(path, code, name, machines, partial(say, console))
+    loaded = load_campaign(path, code, name, machines, partial(say, notes))
     if machine is not None:
         # Workers that join a deployment would start the command for campaigns of others, too.
         is_own = code is None and engines is not False
-        say(console, adopt(machine, Labels(loaded.labels.code, is_own)))
+        say(notes, adopt(machine, Labels(loaded.labels.code, is_own)))
     spec = validated(Spec, {**loaded.model_dump(), **overrides}, "--")
     with errors_at(str(path), SpecError):
         return checked(spec, path.parent, engines)

@@ -44,7 +44,7 @@ from dpstream.shared.values import Recipe
 from dpstream.simplify.campaign import SYSTEM, campaign, own_labels
 from dpstream.simplify.pool import SimplifyPool, read_pool
 from dpstream.simplify.remainder import measure
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, notes, say
 from dpstream.terminal.interrupt import INTERRUPTED
 
 SETTINGS = (".json", ".yaml", ".yml")
@@ -104,7 +104,7 @@ def simplify(
     options = replace(_options(dataset, spec, name, code), columns=parse_columns(columns))
     loaded, gathered, recipe, pool = _prepared(options)
     for report in pool.reports:
-        say(console, str(report))
+        say(notes, str(report))
     with within(root):
         store = FolderStore(Path(root))
         pool.keep_labels(store, recipe, options.sources)

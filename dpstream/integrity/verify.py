@@ -39,11 +39,11 @@ class Verification:
     listed: int = 0
     """Those of which only the existence was checked."""
 
-    def lines(self) -> Iterator[str]:
+    def summary(self) -> Iterator[str]:
+        """What was compared."""
         yield f"ledger: {self.ledger.chain}"
         listed = f"; {self.listed} more exist, --deep reads them" if self.listed else ""
         yield f"objects: {self.read} compared with their digests{listed}"
-        yield from (f"damaged: {damage}" for damage in self.damage)
 
 
 def verify(store: Store, campaign: str, deep: bool = False) -> Verification:

@@ -14,7 +14,7 @@ from dpstream.shared.cross_check import ComparedLabel, disagreement
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Recipe
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import notes, say
 from dpstream.terminal.progress import progress
 
 
@@ -24,7 +24,7 @@ def check_here(gathered: Gathered, spec: Spec, recipe: Recipe) -> None:
     if not count:
         return
     say(
-        console,
+        notes,
         f"cross-check: the recipe labels {count} of {len(gathered.labelled)} imported frames again",
     )
     with progress("cross-check", count) as step:

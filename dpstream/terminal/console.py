@@ -1,10 +1,14 @@
-"""The console that all commands print to."""
+"""The consoles that all commands print to."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
 console = Console()
+"""Prints results."""
+notes = Console()
+"""Prints what a person at the terminal wants to know besides: the plan, progress, the next step.
+`--quiet` silences it."""
 
 
 def say(console: Console, line: str) -> None:

@@ -11,6 +11,7 @@ from types import FrameType
 from rich.console import Console
 
 from dpstream.shared.runtime.signals import asked_to_stop
+from dpstream.terminal.console import notes
 
 INTERRUPTED = 130
 """Exit status after an interruption."""
@@ -29,7 +30,7 @@ def signals(console: Console) -> Iterator[threading.Event]:
         nonlocal received
         received += 1
         if number == signal.SIGHUP:
-            console.quiet = True  # the terminal is gone, so writing would fail
+            console.quiet = notes.quiet = True  # the terminal is gone, so writing would fail
         if received > 1:
             for kind in kinds:
                 signal.signal(kind, signal.SIG_IGN)

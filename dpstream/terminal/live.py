@@ -36,6 +36,10 @@ class LiveView:
 
     def watch(self, going_on: Callable[[], bool]) -> None:
         """Show the campaign while `going_on`, which also waits between two updates."""
+        if self.console.quiet:
+            while going_on():
+                pass
+            return
         if not self.console.is_terminal:
             while going_on():
                 self._log()

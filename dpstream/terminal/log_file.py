@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from dpstream.shared.errors import write_errors
+from dpstream.terminal.verbosity import Verbosity, print_log_line
 
 SHOWN_LEVELS = ("warning", "error", "critical")
 
@@ -55,6 +56,8 @@ class LogFile:
 
     def _write(self, logger: Any, method: str, line: Any) -> str:
         """The last processor: writes the line to the file and drops the event."""
+        if Verbosity.logs:
+            print_log_line(line)
         with self._lock:
             if not self._file.closed:
                 self._file.write(f"{line}\n")

@@ -21,6 +21,7 @@ from dpstream.shared.spec.engines import AsGiven, driver_of
 from dpstream.shared.spec.training import CPU_BATCH, GPU_BATCH
 from dpstream.shared.spec.virial import needs_virial, uses_of_virial
 from dpstream.shared.values import Recipe
+from dpstream.terminal.console import notes
 from dpstream.terminal.tables import text_table
 from dpstream.terminal.training_speed import new_labels, rounds_of, speed_words
 
@@ -36,9 +37,20 @@ def show_plan(console: Console, spec: Spec, gathered: Gathered, recipe: Recipe) 
         console.print(part)
 
 
+def introduce(console: Console, spec: Spec, gathered: Gathered, recipe: Recipe) -> None:
+    """Show the plan and, even with `--quiet`, the warnings."""
+    show_plan(notes, spec, gathered, recipe)
+    show_warnings(console, gathered)
+
+
+def show_warnings(console: Console, gathered: Gathered) -> None:
+    for warning in gathered.warnings:
+        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+
+
 def plan(spec: Spec, gathered: Gathered, recipe: Recipe) -> list[RenderableType]:
     """What a run of `spec` will do, as rich renderables: systems, stages, recipe, training,
-    convergence, largest number of labels, warnings."""
+    convergence, largest number of labels."""
     spec = expand_material(spec)
     return [
         Text(f"campaign {spec.name}: {spec.mode} mode, seed {spec.seed}", style="bold"),
@@ -46,7 +58,6 @@ def plan(spec: Spec, gathered: Gathered, recipe: Recipe) -> list[RenderableType]
         _stages_table(spec, gathered),
         _facts_table(spec, gathered, recipe),
         *map(Text, gathered.sources),
-        *(Text(f"warning: {warning}", style="yellow") for warning in gathered.warnings),
     ]
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dpstream.terminal.console import console
+from dpstream.terminal.console import notes
 
 
 @contextmanager
@@ -21,7 +21,8 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[str], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    is_shown = notes.is_terminal and not notes.quiet
+    bar = Progress(*columns, console=notes, transient=True, disable=not is_shown)
     with bar:
         task = bar.add_task("", total=total)
         yield lambda words: bar.update(task, advance=1, description=words)

@@ -231,7 +231,7 @@ def test_workers_that_cannot_be(refused: Callable[..., str], part: str) -> None:
     [
         (["frobnicate"], "No such command 'frobnicate'; see dpstream --help"),
         (["run"], "Missing argument 'SPEC'; see dpstream run --help"),
-        (["run", "good.yaml", "--bogus"], "No such option: --bogus; see dpstream run --help"),
+        (["run", "good.yaml", "--zz9"], "No such option: --zz9; see dpstream run --help"),
         (["run", "good.yaml", "--mode", "x"], "--mode: 'x': must be 'streaming' or 'lockstep'"),
         (["run", "good.yaml", "--name", "A b"], f"--name: 'A b': {NAMES}"),
         (["new", "../x"], f"NAME: '../x': {NAMES}"),

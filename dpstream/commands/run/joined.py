@@ -28,9 +28,9 @@ from dpstream.running.workers_version import with_workers_version
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Recipe, campaign_uri
-from dpstream.terminal.console import say
+from dpstream.terminal.console import notes, say
 from dpstream.terminal.interrupt import INTERRUPTED, signals
-from dpstream.terminal.plan import show_plan
+from dpstream.terminal.plan import introduce
 
 GRACE = 30.0
 """Seconds that a service has to return its tasks before it is killed."""
@@ -92,11 +92,11 @@ def run_mixed(
             spec, recipe = with_workers_version(spec, recipe, store)
         if not store.exists(campaign_uri(spec.name, "submitted.json")):
             gathered = checks.passed(spec, gathered)
-            show_plan(console, spec, gathered, recipe)
+            introduce(console, spec, gathered, recipe)
         submitted = submit(spec, gathered, recipe, store, time.time())
         say_it(bus, announced(submitted))
         with ExitStack() as stack:
-            crew = stack.enter_context(_running(root, broker, workers, console))
+            crew = stack.enter_context(_running(root, broker, workers))
             stopping = stack.enter_context(signals(console))
             if heard(store, submitted, HEARD, meanwhile=crew.check) is None:
                 say(
@@ -115,11 +115,9 @@ def run_mixed(
 
 
 @contextmanager
-def _running(
-    root: str, broker: str, workers: Mapping[str, int], console: Console
-) -> Iterator[LocalWorkers]:
+def _running(root: str, broker: str, workers: Mapping[str, int]) -> Iterator[LocalWorkers]:
     logs = Path(tempfile.mkdtemp(prefix="dpstream-logs-"))
-    say(console, f"{logs}: logs of the services on this machine")
+    say(notes, f"{logs}: logs of the services on this machine")
     settings = {"DPSTREAM_STORE": root, "DPSTREAM_BROKER": broker, "DPSTREAM_HTTP_PORT": "0"}
     crew = LocalWorkers(logs, {**os.environ, **settings})
     try:

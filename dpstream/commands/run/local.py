@@ -23,11 +23,11 @@ from dpstream.shared.runtime.device import device_of_environment
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Recipe, campaign_uri
-from dpstream.terminal.console import say
+from dpstream.terminal.console import notes, say
 from dpstream.terminal.interrupt import INTERRUPTED, signals
 from dpstream.terminal.live import LiveView
 from dpstream.terminal.log_file import LogFile
-from dpstream.terminal.plan import show_plan
+from dpstream.terminal.plan import introduce
 from dpstream.terminal.status import figures_table
 
 LOOK = 0.5
@@ -59,7 +59,7 @@ def run_campaign(
         known = store.exists(campaign_uri(spec.name, "submitted.json"))
         if not known:
             gathered = checks.passed(spec, gathered)
-            show_plan(console, spec, gathered, recipe)
+            introduce(console, spec, gathered, recipe)
         amended = draft(store, spec, gathered, time.time()) if known and agree else None
         if amended is None:
             submitted = submit(spec, gathered, recipe, store, time.time())
@@ -68,8 +68,8 @@ def run_campaign(
         status = CampaignView.read(store, spec.name).status
         if status.overview.verdict is None or amended is not None:
             if known:
-                show_plan(console, spec, gathered, recipe)
-                say(console, _taken_up(status.overview))
+                introduce(console, spec, gathered, recipe)
+                say(notes, _taken_up(status.overview))
             if amended is not None and agree is not None:
                 agree(amended)
                 amended.store_inputs(store)
@@ -109,9 +109,9 @@ def _grow(
         signals(console) as asked,
         cluster.at_work(submitted, amended) as open_campaign,
     ):
-        LiveView(status, console, STOPS, lambda: journal.worst).watch(lambda: not is_done())
+        LiveView(status, notes, STOPS, lambda: journal.worst).watch(lambda: not is_done())
         if asked.is_set():
-            say(console, "stopping; running tasks are returned (Ctrl-C again: stop at once)")
+            say(notes, "stopping; running tasks are returned (Ctrl-C again: stop at once)")
     if cluster.errors:
         raise cluster.errors[0]
     return status()
@@ -126,7 +126,7 @@ def _verdict(now: CampaignOverview, store: FolderStore, folder: Path, console: C
     if now.verdict is None:
         say(console, "all finished results are kept; run the same command to continue")
         return INTERRUPTED if now.paused is None else 1
-    console.print(figures_table(CampaignView.read(store, now.name).status))
+    notes.print(figures_table(CampaignView.read(store, now.name).status))
     if is_exported(folder, now.plan.number if now.plan else 1):
         say(console, f"{folder / 'README.txt'}: describes the files and how to run them")
     else:
