@@ -71,6 +71,7 @@ from dpstream.shared.spec import Spec, expand_material
 from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.values import DEADLETTER_PREFIX
 from dpstream.terminal.console import console, notes, say
+from dpstream.terminal.pace import remaining
 from dpstream.terminal.plan import plan_facts, show_plan, show_warnings
 from dpstream.terminal.status import summary
 from dpstream.terminal.training_speed import (
@@ -213,11 +214,12 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT, as_json: AsJson
     """Show the progress of a campaign, running or ended, from its ledger."""
     with within(root):
         store, name = named(campaign, root)
-        found = CampaignView.read(store, name).status
+        view = CampaignView.read(store, name)
+        found = view.status
         if as_json:
             say(console, found.overview.model_dump_json(indent=2))
             return
-        console.print(summary(found))
+        console.print(summary(found, remaining(found.overview, view.pace)))
         buried, spending = count_buried(store), spending_by_deployment(store)
     for name, spent in spending.items():
         console.print(f"workers of {name}: {spent.describe()}", highlight=False)

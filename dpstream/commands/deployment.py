@@ -185,7 +185,7 @@ def watch(campaign: Campaign = None, root: Root = DEFAULT_ROOT, broker: Broker =
 
 def look_on(followed: FollowedCampaign, going_on: Callable[[], bool]) -> int:
     """Show a campaign while `going_on`; the exit status."""
-    LiveView(lambda: followed.status, notes, LEAVES).watch(going_on)
+    LiveView(lambda: followed.status, notes, LEAVES, pace=followed.pace).watch(going_on)
     now = followed.status.overview
     say(console, f"{now.name}: {now.headline}")
     return 0 if now.verdict == "converged" else 1

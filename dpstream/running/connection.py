@@ -22,6 +22,7 @@ from dpstream.services.coordinator.views.overview import (
     is_over,
     overview,
 )
+from dpstream.services.coordinator.views.pace import Pace
 from dpstream.shared.bus.batch import take
 from dpstream.shared.codec import decode, encode, topic_of
 from dpstream.shared.connect import connect_bus, connect_store
@@ -117,6 +118,7 @@ class FollowedCampaign:
     reading: LedgerReader
     committees: Committees
     bus: Bus | None
+    pace: Pace = field(default_factory=Pace)
     progress: dict[str, str] = field(default_factory=dict)
     _subscription: Subscription | None = None
     _looked: float = 0.0
@@ -125,8 +127,11 @@ class FollowedCampaign:
     @staticmethod
     def open(store: Store, campaign: str, bus: Bus | None) -> FollowedCampaign:
         """At the end of its ledger (NotFound without the campaign)."""
-        committees = Committees.of(read_messages(store, campaign))
-        return FollowedCampaign(LedgerReader.open(store, campaign), committees, bus)
+        committees, pace = Committees(), Pace()
+        for message in read_messages(store, campaign):
+            committees.add(message)
+            pace.add(message)
+        return FollowedCampaign(LedgerReader.open(store, campaign), committees, bus, pace)
 
     @property
     def status(self) -> Status:

@@ -9,13 +9,20 @@ from rich.console import Console
 from rich.live import Live
 
 from dpstream.services.coordinator.views.campaign import Status
+from dpstream.services.coordinator.views.pace import Pace
 from dpstream.terminal.console import say
-from dpstream.terminal.status import figures, screen
+from dpstream.terminal.pace import remaining
+from dpstream.terminal.status import MOST_CONDITIONS, clock, progress_line, screen
+
+SECONDS = 10.0
+"""At least so long between two plain lines of one state."""
+OTHER_LINES = 21
+"""Of a screen, besides the conditions and with a few lines that wrap."""
 
 
 class LiveView:
     """`status`: that of the campaign at the moment; `foot`: what Ctrl-C does; `warning`: the
-    newest."""
+    newest; `pace`: of its rounds so far."""
 
     def __init__(
         self,
@@ -23,16 +30,21 @@ class LiveView:
         console: Console,
         foot: str,
         warning: Callable[[], str] = str,
+        pace: Pace | None = None,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.status, self.console = status, console
-        self._foot, self._warning = foot, warning
-        self._started = time.monotonic()
+        self._foot, self._warning, self._timer = foot, warning, timer
+        self._pace = pace or Pace()
+        self._started = timer()
         self._printed: dict[str, str] = {}
+        self._next = 0.0
+        """When the next plain line is due."""
 
     @property
     def elapsed(self) -> float:
         """Seconds."""
-        return time.monotonic() - self._started
+        return self._timer() - self._started
 
     def watch(self, going_on: Callable[[], bool]) -> None:
         """Show the campaign while `going_on`, which also waits between two updates."""
@@ -41,23 +53,35 @@ class LiveView:
                 pass
             return
         if not self.console.is_terminal:
+            self._log()
             while going_on():
                 self._log()
             return
         with Live(console=self.console, refresh_per_second=2, transient=True) as live:
+            self._draw(live)
             while going_on():
                 self._draw(live)
 
     def _draw(self, live: Live) -> None:
-        live.update(screen(self.status(), self.elapsed, self._foot, self._warning()))
+        status = self.status()
+        self._pace.observe(status.overview, self._timer())
+        most = max(1, min(MOST_CONDITIONS, self.console.height - OTHER_LINES))
+        ahead = remaining(status.overview, self._pace)
+        view = screen(status, self.elapsed, self._foot, self._warning(), ahead, most)
+        live.update(view, refresh=True)
 
     def _log(self) -> None:
-        """The same figures as plain lines, each printed when it changes."""
+        """A line when the state changes or there is a new warning, and otherwise at intervals, if
+        any figure has changed."""
         status = self.status()
-        news = {"campaign": status.overview.headline, **figures(status)}
-        news["last warning"] = self._warning()
-        for name, text in news.items():
-            line = text.splitlines()[-1] if text else ""
-            if line and self._printed.get(name) != line:
-                self._printed[name] = line
-                say(self.console, f"{self.elapsed:7.1f} s  {name}: {line}")
+        self._pace.observe(status.overview, self._timer())
+        state, line = status.overview.headline, progress_line(status)
+        is_new = self._printed.get("state") != state
+        if is_new or (self.elapsed >= self._next and self._printed.get("line") != line):
+            self._printed |= {"state": state, "line": line}
+            self._next = self.elapsed + SECONDS
+            say(self.console, f"{clock(self.elapsed)}  {line}")
+        warning = self._warning()
+        if warning and self._printed.get("warning") != warning:
+            self._printed["warning"] = warning
+            say(self.console, f"{clock(self.elapsed)}  warning: {warning}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from statistics import fmean
 
@@ -18,13 +18,15 @@ from dpstream.shared.messages import MemberTrained
 
 SHOWN = 2
 """Running tasks named per service."""
-VERSIONS = 5
-"""Newest committees whose errors are shown."""
+MOST_CONDITIONS = 5
+"""Conditions shown."""
+VERSIONS, LIVE_VERSIONS = 5, 3
+"""Newest committees whose errors are shown, and on a live screen, which has 24 lines at least."""
 ERRORS: Mapping[str, Errors] = {"train": "train", "audit": "audit", "held-out": "test"}
 
 
-def figures(status: Status) -> dict[str, str]:
-    """The figures to follow, by name."""
+def figures(status: Status, versions: int = VERSIONS) -> dict[str, str]:
+    """The figures to follow, by name; errors of so many of the newest committees."""
     now = status.overview
     explored = {} if now.stage is None else {"frames explored": _shares(now)}
     return {
@@ -32,7 +34,8 @@ def figures(status: Status) -> dict[str, str]:
         **_plan(now),
         **({"imported labels": now.cross_check} if now.cross_check else {}),
         "labels": _labels(now),
-        "force RMSE (eV/Å)": "\n".join(_models(status)) or "nothing trained yet",
+        **_budget(now),
+        "force RMSE (eV/Å)": "\n".join(_models(status, versions)) or "nothing trained yet",
         **_trained_on(status),
         "finished stages": ", ".join(f"{end.name} {end.verdict}" for end in now.ended) or "none",
         **_lost_work(now),
@@ -40,28 +43,58 @@ def figures(status: Status) -> dict[str, str]:
     }
 
 
-def screen(status: Status, elapsed: float, foot: str, warning: str = "") -> RenderableType:
+def screen(
+    status: Status,
+    elapsed: float,
+    foot: str,
+    warning: str = "",
+    remaining: str = "",
+    most: int = MOST_CONDITIONS,
+) -> RenderableType:
     """The live view, `elapsed` seconds after the start; `foot`: what Ctrl-C does; `warning`: the
-    newest, if any."""
-    clock = f"{elapsed // 3600:.0f}:{elapsed // 60 % 60:02.0f}:{elapsed % 60:02.0f}"
+    newest, if any; `remaining`: what is ahead; `most`: number of conditions shown."""
+    ahead = {"remaining": remaining} if remaining else {}
     return Group(
         _title(status),
         _services(status.services),
-        _table({**figures(status), "elapsed": clock}),
+        *_conditions(status.overview, most),
+        _table({**figures(status, LIVE_VERSIONS), **ahead, "elapsed": clock(elapsed)}),
         *([Text(f"warning: {warning}", style="yellow")] if warning else []),
         Text(foot, style="dim"),
     )
 
 
-def summary(status: Status) -> RenderableType:
+def summary(status: Status, remaining: str = "") -> RenderableType:
     """The status at one moment; the services' work only while the campaign is not finished."""
     is_finished = status.overview.standing == "finished"
     work = [] if is_finished else [_services(status.services)]
-    return Group(_title(status), *work, figures_table(status))
+    ahead = {"remaining": remaining} if remaining else {}
+    conditions = _conditions(status.overview, len(status.overview.shares))
+    return Group(_title(status), *work, *conditions, _table({**figures(status), **ahead}))
 
 
 def figures_table(status: Status) -> RenderableType:
     return _table(figures(status))
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def progress_line(status: Status) -> str:
+    """State and figures in one line."""
+    now = status.overview
+    parts = [now.headline]
+    if now.labels is not None:
+        parts.append(f"{now.labels.labelled} labels")
+    if now.counts.total:
+        parts.append(_shares(now))
+    models = _models(status, 1)
+    if models:
+        parts.append(f"force RMSE {models[-1]} eV/Å")
+    return "; ".join(parts)
 
 
 def _title(status: Status) -> Text:
@@ -91,6 +124,27 @@ def _services(services: Iterable[ServiceWork]) -> Table:
         more = f"; {running - SHOWN} more" if running > SHOWN else ""
         table.add_row(work.service, str(running), str(work.waiting), Text(words + more))
     return table
+
+
+def _conditions(now: CampaignOverview, most: int) -> Iterator[RenderableType]:
+    """Shares of the running round by condition, the least accurate first."""
+    found = sorted(
+        ((name, counts) for name, counts in now.shares.items() if counts.total),
+        key=lambda each: each[1].accurate / each[1].total,
+    )
+    if not found:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
+    table.add_column("condition", no_wrap=True, overflow="ellipsis", ratio=1)
+    needed = f"accurate (≥ {now.accurate_ratio:.0%})", f"failed (≤ {now.max_failed:.0%})"
+    for column in (needed[0], "candidate", needed[1], "frames"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, counts in found[:most]:
+        parts = (counts.accurate, counts.candidate, counts.failed)
+        table.add_row(name, *(f"{part / counts.total:.1%}" for part in parts), str(counts.total))
+    yield table
+    if len(found) > most:
+        yield Text(f"{len(found) - most} more, none less accurate", style="dim")
 
 
 def _task_words(task: TaskLine) -> str:
@@ -127,6 +181,13 @@ def _labels(now: CampaignOverview) -> str:
     )
 
 
+def _budget(now: CampaignOverview) -> dict[str, str]:
+    if not now.label_budget:
+        return {}
+    share = now.budget_used / now.label_budget
+    return {"budget": f"{now.budget_used} of {now.label_budget} labels ({share:.1%})"}
+
+
 def _lost_work(now: CampaignOverview) -> dict[str, str]:
     """What stopped and lost workers have cost; nothing without any."""
     if not (now.preemptions or now.work_lost_seconds):
@@ -141,10 +202,10 @@ def _declined(now: CampaignOverview) -> dict[str, str]:
     return {"declined by workers": "\n".join(lines)} if lines else {}
 
 
-def _models(status: Status) -> list[str]:
+def _models(status: Status, versions: int) -> list[str]:
     """Mean force RMSE over the members of each of the newest versions, eV/Å."""
     named = list(status.committees.by_name().items())
-    return [f"{name}: {_errors(members)}" for name, members in named[-VERSIONS:]]
+    return [f"{name}: {_errors(members)}" for name, members in named[-versions:]]
 
 
 def _trained_on(status: Status) -> dict[str, str]:

@@ -110,7 +110,9 @@ def test_a_ledger_of_another_release_is_opened_for_writing(tmp_path: Path) -> No
 
 
 def test_status(old: OldCampaign, call: Call) -> None:
-    assert figures(call(old, "status")) == old.expected["status"]
+    """All figures that release 0.1.0 printed, in this order, and others between them."""
+    printed = iter(figures(call(old, "status")).split())
+    assert all(figure in printed for figure in old.expected["status"].split())
 
 
 def test_logs(old: OldCampaign, call: Call) -> None:

@@ -16,7 +16,6 @@ from dpstream.running.local_cluster import LocalCluster, sole_runner
 from dpstream.running.submit import submit
 from dpstream.services.coordinator.ledger.submission import submission
 from dpstream.services.coordinator.views.campaign import CampaignView, Status
-from dpstream.services.coordinator.views.committees import Committees
 from dpstream.services.coordinator.views.overview import CampaignOverview, is_over
 from dpstream.shared.messages import CampaignAmended, CampaignSubmitted
 from dpstream.shared.runtime.device import device_of_environment
@@ -65,7 +64,8 @@ def run_campaign(
             submitted = submit(spec, gathered, recipe, store, time.time())
         else:
             submitted = submission(store, spec.name)
-        status = CampaignView.read(store, spec.name).status
+        view = CampaignView.read(store, spec.name)
+        status = view.status
         if status.overview.verdict is None or amended is not None:
             if known:
                 introduce(console, spec, gathered, recipe)
@@ -75,7 +75,7 @@ def run_campaign(
                 amended.store_inputs(store)
             cluster = LocalCluster(root, workers, device)
             first = None if amended is None else amended.event
-            status = _grow(submitted, status.committees, cluster, first, console)
+            status = _grow(submitted, view, cluster, first, console)
         return _verdict(status.overview, store, root / spec.name, console)
 
 
@@ -87,17 +87,17 @@ def _taken_up(now: CampaignOverview) -> str:
 
 def _grow(
     submitted: CampaignSubmitted,
-    committees: Committees,
+    view: CampaignView,
     cluster: LocalCluster,
     amended: CampaignAmended | None,
     console: Console,
 ) -> Status:
-    """The status when the campaign was over, or when a person stopped it; `amended`: changes its
-    plan first. Raises the error that ended a service; KeyboardInterrupt at the second request to
-    stop."""
+    """The status when the campaign was over, or when a person stopped it; `view`: of what has
+    happened before; `amended`: changes its plan first. Raises the error that ended a service;
+    KeyboardInterrupt at the second request to stop."""
 
     def status() -> Status:
-        return Status.of(open_campaign.state, committees, open_campaign.progress)
+        return Status.of(open_campaign.state, view.committees, open_campaign.progress)
 
     def is_done() -> bool:
         over = is_over(open_campaign.state) and not cluster.awaits_resume(open_campaign)
@@ -109,7 +109,8 @@ def _grow(
         signals(console) as asked,
         cluster.at_work(submitted, amended) as open_campaign,
     ):
-        LiveView(status, notes, STOPS, lambda: journal.worst).watch(lambda: not is_done())
+        live = LiveView(status, notes, STOPS, lambda: journal.worst, view.pace)
+        live.watch(lambda: not is_done())
         if asked.is_set():
             say(notes, "stopping; running tasks are returned (Ctrl-C again: stop at once)")
     if cluster.errors:

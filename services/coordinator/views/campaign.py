@@ -17,6 +17,7 @@ from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.committees import Committees
 from dpstream.services.coordinator.views.frames import History
 from dpstream.services.coordinator.views.overview import CampaignOverview, overview
+from dpstream.services.coordinator.views.pace import Pace
 from dpstream.services.coordinator.views.plans import Plans
 from dpstream.services.coordinator.views.rounds import Rounds
 from dpstream.services.coordinator.views.tasks import UNKNOWN, ServiceWork, service_work
@@ -74,6 +75,10 @@ class CampaignView:
     @cached_property
     def committees(self) -> Committees:
         return Committees.of(self.messages)
+
+    @cached_property
+    def pace(self) -> Pace:
+        return Pace.of(self.messages)
 
     @cached_property
     def plans(self) -> Plans:

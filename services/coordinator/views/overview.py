@@ -94,8 +94,13 @@ class CampaignOverview(View):
     cross_check: str = Field(
         default="", description="how imported labels compare with the recipe; empty: not known"
     )
+    accurate_ratio: float = Field(
+        default=0.0, description="accurate share that every condition needs"
+    )
+    max_failed: float = Field(default=1.0, description="failed share that no condition may exceed")
     labels: LabelCounts | None = None
     label_budget: int = 0
+    budget_used: int = Field(default=0, description="labels of the budget that were requested")
     pool: int = Field(default=0, description="candidate frames waiting to be chosen from")
     errors: tuple[MemberErrors, ...] = ()
     audit: AuditError | None = None
@@ -144,8 +149,15 @@ def headline(state: State) -> str:
         f"stage {state.spec.stages[stage.index].name}"
         f" ({len(state.exploration.ended) + 1} of {len(state.planned)})"
         f" · committee {committee.version or 'none yet'}{training}"
-        f" · round {stage.rounds} of at most {state.spec.budget.rounds}"
+        f" · round {stage.rounds} of at most {_most_rounds(state)}"
     )
+
+
+def _most_rounds(state: State) -> int:
+    """Of the stage under way."""
+    if state.stages_over or state.spec.stages[state.exploration.stage.index].repeat:
+        return state.spec.budget.rounds
+    return 1
 
 
 def is_over(state: State) -> bool:
@@ -212,7 +224,7 @@ def overview(state: State) -> CampaignOverview:
             for end in state.exploration.ended
         ),
         round=stage.rounds,
-        rounds=spec.budget.rounds,
+        rounds=_most_rounds(state),
         version=state.committee.version,
         training=state.committee.training,
         paused=state.paused,
@@ -220,8 +232,11 @@ def overview(state: State) -> CampaignOverview:
         why=state.finished.why if state.finished else None,
         shares=_shares(state),
         cross_check=_cross_check(state),
+        accurate_ratio=spec.convergence.accurate_ratio,
+        max_failed=spec.convergence.max_failed,
         labels=label_counts(state),
         label_budget=spec.budget.labels,
+        budget_used=spec.budget.labels - state.label_room,
         pool=pool_size(state),
         errors=tuple(_errors(state)),
         audit=_audit(state),
