@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from benchmarks.services.figures import Figure
 from benchmarks.services.site import Servers, at
+from dpstream.services.coordinator.garbage import collect_rarely
 from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry, LedgerReader
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.service import BATCH
@@ -129,6 +130,7 @@ def apply_events(settings: Settings, events: int) -> Applied:
         streaming={"retrain_after": 100},
         initial={"perturb": {"copies": FRAMES}},
     )
+    collect_rarely()
     store = connect_store(settings)
     store.put(campaign_uri(CAMPAIGN, "spec.json"), of.model_dump_json().encode())
     ledger, state = Ledger.open(store, CAMPAIGN)
@@ -189,6 +191,7 @@ def restart(settings: Settings, _: int) -> tuple[float, float, int]:
 
 
 def _timed(settings: Settings, act: Callable[[Store], object]) -> tuple[float, float, int]:
+    collect_rarely()
     store, began, cpu = connect_store(settings), time.monotonic(), time.process_time()
     act(store)
     return time.monotonic() - began, time.process_time() - cpu, _peak()

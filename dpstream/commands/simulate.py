@@ -22,6 +22,7 @@ from dpstream.report.simulation import picture
 from dpstream.running.first_checks import FirstChecks
 from dpstream.running.submit import submit
 from dpstream.services.coordinator.fleet.pools import read_fleet
+from dpstream.services.coordinator.garbage import collect_rarely
 from dpstream.services.coordinator.simulation.observed import observed
 from dpstream.services.coordinator.simulation.simulation import EPOCH, Submission, simulate
 from dpstream.services.coordinator.simulation.store import MemoryStore
@@ -96,6 +97,7 @@ def simulate_campaign(
     Exit status: 0 the campaign ends, 1 it pauses or stands still, 2 bad input.
     """
     configure("error")
+    collect_rarely()
     file = read_fleet(fleet)
     if like is not None:
         with within(root):

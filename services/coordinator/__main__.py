@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 
 from dpstream.services.coordinator.fleet.reconciler import Reconciler
+from dpstream.services.coordinator.garbage import collect_rarely
 from dpstream.services.coordinator.http.api import make_app
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
@@ -61,6 +62,7 @@ def serve(settings: CoordinatorSettings, stopping: threading.Event) -> None:
         coordinator = Coordinator(
             bus, store, settings.lease_seconds, settings.reissue_after, settings.patience
         )
+        collect_rarely()
         with _fleet(coordinator, settings), _api(coordinator, settings):
             retry_outages(coordinator.open_all, stopping)
             log.info("ready", campaigns=len(coordinator.open_campaigns))

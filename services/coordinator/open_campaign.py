@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from dpstream.services.coordinator.ledger.ledger import Ledger, Segment
 from dpstream.services.coordinator.state import State, Task
+from dpstream.services.coordinator.task_processes import TaskProcesses
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.shared import messages as m
 from dpstream.shared.runtime.context import KEEPS, envelope_of
@@ -35,9 +37,8 @@ class OpenCampaign:
     """End of the lease of each running task, on the coordinator's monotonic clock, s."""
     progress: dict[str, str] = field(default_factory=dict)
     workers: dict[str, str] = field(default_factory=dict)
-    processes: dict[str, str | None] = field(default_factory=dict)
-    """Name of the process that runs each task, None if no fleet engine started it; without an entry
-    it is not known yet."""
+    processes: TaskProcesses = field(default_factory=TaskProcesses)
+    """Of the running tasks; a task without an entry was claimed before the campaign was opened."""
     kept: dict[str, float] = field(default_factory=dict)
     """When the claim, or the last checkpoint or chunk, of each running task arrived, likewise;
     without an entry it is not known yet."""
@@ -115,7 +116,8 @@ class OpenCampaign:
     def recall(self, task: str, claim: m.TaskClaimed | None, made: float) -> None:
         """Takes in the claim, `made` then, of a task that was running before the campaign was
         opened."""
-        self.processes.setdefault(task, claim.process if claim else None)
+        if task not in self.processes:
+            self.processes[task] = claim.process if claim else None
         if claim is not None:
             self.kept.setdefault(task, made)
 
@@ -157,7 +159,8 @@ class OpenCampaign:
             return
         if task is None or task.status != "open":
             self.task_queue.ended(task_id)
-        for table in (self.leases, self.progress, self.workers, self.processes, self.kept):
+        self.processes.forget(task_id)
+        for table in (self.leases, self.progress, self.workers, self.kept):
             table.pop(task_id, None)
 
     def put_back(self, event: m.TaskDeclined, now: float) -> None:
@@ -190,7 +193,14 @@ class OpenCampaign:
 
     def orphaned(self, ended: Collection[str]) -> list[str]:
         """Ids of tasks with a lease whose process is among `ended`."""
-        return [task for task in self.leases if self.processes.get(task) in ended]
+        return [task for task in self.processes.tasks_of(ended) if task in self.leases]
+
+    def of_unknown_process(self, most: int) -> list[str]:
+        """Ids of up to `most` tasks with a lease of which it is not known which process runs
+        them."""
+        if len(self.processes) >= len(self.leases):
+            return []
+        return list(islice((task for task in self.leases if task not in self.processes), most))
 
     def lapse(self, task: str, now: float, time: float) -> m.LeaseLapsed:
         """Ends the lease of a task; returns the event that reports it, with this `time`."""

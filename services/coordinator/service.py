@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 
 from dpstream.services.coordinator.apply import apply
 from dpstream.services.coordinator.fleet.plan import Demand
@@ -333,8 +333,10 @@ class Coordinator:
             open_campaign.ledger.write_due_head(now)
         if self.on_demand is not None:
             if with_processes:
-                running = chain(*(each.processes.values() for each in self.open_campaigns.values()))
-                self.processes.occupied = frozenset(filter(None, running))
+                every = self.open_campaigns.values()
+                self.processes.occupied = frozenset().union(
+                    *(each.processes.names for each in every)
+                )
             self.on_demand(self.demand())
 
     def _missing(self, open_campaign: OpenCampaign, now: float) -> list[m.Message]:
@@ -574,8 +576,7 @@ class Coordinator:
     ) -> list[m.Message]:
         late = open_campaign.overdue(now)
         if ended:
-            unknown = (task for task in open_campaign.leases if task not in open_campaign.processes)
-            self._recall_claims(open_campaign, list(islice(unknown, BATCH)))
+            self._recall_claims(open_campaign, open_campaign.of_unknown_process(BATCH))
         lost = {*late, *open_campaign.orphaned(ended)}
         if lost and self.bus.depth(COORDINATOR):
             # Heartbeats, releases and results may still be in the queue: no lease ends while the

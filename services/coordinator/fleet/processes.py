@@ -15,6 +15,8 @@ from dpstream.shared import messages as m
 REMEMBERED = 3600.0
 """Seconds for which an ended process is remembered: a claim may arrive after the news of the end,
 and fleet engines list ended processes for minutes only."""
+LOOK_EVERY = 60.0
+"""Seconds after which ended processes are looked through for those to forget."""
 ABOUT_PROCESSES = (m.ProcessStarted, m.TaskClaimed, m.TaskHeartbeat)
 """Messages that name the process they come from."""
 
@@ -35,6 +37,8 @@ class Processes:
     seconds since the epoch."""
     _started: dict[str, m.ProcessStarted] = field(default_factory=dict)
     _ended_at: dict[str, float] = field(default_factory=dict)
+    """When each was last listed, seconds since the epoch."""
+    _looked_at: float = 0.0
 
     def take_in(self, message: m.Message | None, now: float) -> None:
         """Takes in a message from the bus; called by the loop."""
@@ -44,7 +48,7 @@ class Processes:
             self._look_for_gpu(message)
         if "process" not in message.model_fields_set:
             self.nameless_at = now
-        elif message.process is not None:
+        elif message.process is not None and message.process not in self.ended:
             self.up.setdefault(message.process, now)
             if isinstance(message, m.ProcessStarted):
                 self._started[message.process] = message
@@ -55,16 +59,26 @@ class Processes:
 
     def end(self, names: Iterable[str], now: float, up: Iterable[str] = ()) -> None:
         """Takes in processes that a fleet engine lists as ended, and those that it lists as `up`,
-        perhaps after a list without them; called by the reconciler."""
-        self._ended_at |= dict.fromkeys(names, now)
-        for name in up:
-            self._ended_at.pop(name, None)
-        for name, at in list(self._ended_at.items()):
+        perhaps after a list without them; called by the reconciler. Most lists repeat the one
+        before, so that only what has changed is looked at one by one."""
+        running = set(up)
+        gone = set(names) - running
+        new, returned = gone - self._ended_at.keys(), running & self._ended_at.keys()
+        self._ended_at |= dict.fromkeys(gone, now)
+        for name in new:
             self.up.pop(name, None)
             self._started.pop(name, None)
-            if now - at > REMEMBERED:
-                del self._ended_at[name]
-        self.ended = frozenset(self._ended_at)
+        for name in (*returned, *self._too_old(now)):
+            del self._ended_at[name]
+        if self.ended != self._ended_at.keys():
+            self.ended = frozenset(self._ended_at)
+
+    def _too_old(self, now: float) -> list[str]:
+        """Ended processes that need not be remembered any more; none most of the time."""
+        if now - self._looked_at < LOOK_EVERY:
+            return []
+        self._looked_at = now
+        return [name for name, at in self._ended_at.items() if now - at > REMEMBERED]
 
     def programs(self, pool: str) -> dict[str, str]:
         """Codes and engines of a pool's workers, with their versions."""

@@ -16,13 +16,11 @@ writer is recognised by its epoch and left out; its events are handled again (`L
 
 from __future__ import annotations
 
-import gc
 import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, NamedTuple
@@ -31,6 +29,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from dpstream.services.coordinator.apply import apply
+from dpstream.services.coordinator.garbage import no_full_collections
 from dpstream.services.coordinator.ledger import snapshots
 from dpstream.services.coordinator.ledger.chain import (
     HEAD_SECONDS,
@@ -56,8 +55,6 @@ from dpstream.shared.values import campaign_uri
 log = logger()
 AHEAD = 8
 """Segments fetched in advance while one is applied."""
-
-_GC_THRESHOLDS = gc.get_threshold()
 Number = tuple[int, int]
 """Number of a segment and epoch of its writer."""
 
@@ -347,7 +344,7 @@ def _followed(store: Store, campaign: str, number: Number, epochs: Sequence[int]
 def _fetched(store: Store, campaign: str, numbers: Iterable[Number]) -> Iterator[Stored]:
     """Yields segments in order and fetches the next few meanwhile, to hide the latency of the
     store."""
-    with ThreadPoolExecutor(AHEAD) as pool, _no_full_collections():
+    with ThreadPoolExecutor(AHEAD) as pool, no_full_collections():
         coming: deque[tuple[Number, Future[bytes]]] = deque()
         for number in numbers:
             key = segment_uri(campaign, *number)
@@ -357,17 +354,6 @@ def _fetched(store: Store, campaign: str, numbers: Iterable[Number]) -> Iterator
                 yield _received(campaign, number, data.result)
         for number, data in coming:
             yield _received(campaign, number, data.result)
-
-
-@contextmanager
-def _no_full_collections() -> Iterator[None]:
-    """Suspends collections of the oldest generation. Messages and states contain no cycles and stay
-    alive; searching all of them repeatedly takes longer than applying the segments."""
-    gc.set_threshold(*_GC_THRESHOLDS[:2], 1_000_000_000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def _received(campaign: str, number: Number, get: Callable[[], bytes]) -> Stored:

@@ -142,11 +142,11 @@ def _bundles(state: State) -> Iterator[tuple[int, tuple[FrameRef, ...]]]:
 
     busy = _busy_labelers(state)
     for (rank, _), group in groupby(sorted(sorted(state.labels.waiting), key=owner), owner):
-        left = list(group)
-        while left:
-            size = _frames_per_task(state, len(left), busy)
-            keys, left = left[:size], left[size:]
-            yield -rank, tuple(state.labels.frames[key].ref for key in keys)
+        keys, begin = list(group), 0
+        while begin < len(keys):
+            end = begin + _frames_per_task(state, len(keys) - begin, busy)
+            yield -rank, tuple(state.labels.frames[key].ref for key in keys[begin:end])
+            begin = end
 
 
 def _frames_per_task(state: State, left: int, busy: int) -> int:
