@@ -76,6 +76,10 @@ class BatchServer:
         self.jobs: dict[str, Submitted] = {}
         self.definitions: list[Json] = []
         self.requests: Counter[str] = Counter()
+        self.lag = 0.0
+        """Seconds after which a job is listed; that of the service lags behind as well."""
+        self.lost_replies = 0
+        """Submissions whose connection ends before the reply."""
         self.queue: Json = {"state": "ENABLED", "status": "VALID"}
         self.queue["jobStateTimeLimitActions"] = [{"state": "RUNNABLE"}]
         self._lock = threading.RLock()
@@ -183,6 +187,9 @@ class BatchServer:
         names = [(job, None)] if size is None else [(f"{job}:{n}", n) for n in range(size)]
         children = [Container(each, n, definition, environment) for each, n in names]
         self.jobs[job] = Submitted(job, request, children)
+        if self.lost_replies:
+            self.lost_replies -= 1
+            raise ConnectionAbortedError
         return {"jobId": job, "jobName": request["jobName"], "jobArn": f"arn:{job}"}
 
     def _listjobs(self, **request: Any) -> Json:
@@ -192,16 +199,19 @@ class BatchServer:
             rows = [self._child_row(job, each) for each in job.children if each.status == state]
         else:
             (name,) = request["filters"][0]["values"]
-            start = name.rstrip("*")
             rows = [
                 self._row(job)
                 for job in self.jobs.values()
-                if job.request["jobName"] == name
-                or (name.endswith("*") and job.request["jobName"].startswith(start))
+                if time.time() - job.created >= self.lag and self._is_named(job, name)
             ]
         first = int(request.get("nextToken", 0))
         more = {"nextToken": str(first + PAGE)} if len(rows) > first + PAGE else {}
         return {"jobSummaryList": rows[first : first + PAGE], **more}
+
+    @staticmethod
+    def _is_named(job: Submitted, name: str) -> bool:
+        given: str = job.request["jobName"]
+        return given == name or (name.endswith("*") and given.startswith(name[:-1]))
 
     def _describejobs(self, jobs: list[str]) -> Json:
         return {"jobs": [self._described(name) for name in jobs]}
@@ -279,6 +289,9 @@ def _handler(server: BatchServer) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             try:
                 reply, status = server.answer(self.path.rpartition("/")[2], json.loads(body)), 200
+            except ConnectionAbortedError:
+                self.close_connection = True
+                return
             except (KeyError, ValueError, StopIteration) as error:
                 reply, status = {"message": str(error)}, 400
             data = json.dumps(reply).encode()

@@ -15,9 +15,12 @@ import pytest
 from dpstream.deploy.rights import fleet_policy
 from dpstream.services.coordinator.fleet import aws_batch
 from dpstream.services.coordinator.fleet.aws_batch import AwsBatchFleet, _ending
+from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.fleet.pools import FleetFile, PoolSettings
+from dpstream.services.coordinator.fleet.reconciler import Reconciler
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared.errors import FleetError
+from dpstream.shared.store.folder import FolderStore
 from tests.support.batch_server import PAGE, BatchServer
 from tests.support.fleets import NAME, STAYING, aws_batch_pool, end_all, until
 
@@ -112,6 +115,52 @@ def test_a_job_definition_is_registered_only_if_it_differs(
     assert server.requests["registerjobdefinition"] == 1
     fleet(tmp_path, cpus=2).launch("cpu", 1, "cpu-9")
     assert [each["revision"] for each in server.definitions] == [1, 2]
+    end_all(found)
+
+
+def test_what_is_not_listed_yet_is_not_launched_again(server: BatchServer, tmp_path: Path) -> None:
+    server.lag = 2.0
+    batch = fleet(tmp_path)
+    pools = {"cpu": aws_batch_pool(*STAYING, **SETTINGS)}
+    (tmp_path / "fleet.yaml").write_text(json.dumps({"deployment": "lab", "pools": pools}))
+    reconciler = Reconciler(
+        tmp_path / "fleet.yaml",
+        FolderStore(tmp_path / "store"),
+        make_engines=lambda *_: {"cpu": batch},
+    )
+    reconciler.start()
+    for _ in range(5):
+        reconciler.post({"train": Demand(waiting=3, seconds=600.0)})
+        reconciler.turn()
+    assert (batch.running(), len(server.jobs)) == ([], 1)
+    until(batch, lambda launch: launch.alive == 3, name=_name_of_the_only(server))
+    end_all(batch)
+
+
+def _name_of_the_only(server: BatchServer) -> str:
+    (job,) = server.jobs.values()
+    return str(job.request["jobName"]).removeprefix("dps-lab-")
+
+
+def test_a_submission_whose_reply_was_lost_is_not_repeated_while_the_list_lags(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    server.lag, server.lost_replies = 1.0, 1
+    found = fleet(tmp_path)
+    with pytest.raises(FleetError, match="does not answer"):
+        found.launch("cpu", 1, NAME)
+    found.launch("cpu", 1, NAME)
+    assert len(server.jobs) == 1
+    until(found, lambda launch: launch.alive == 1)
+    end_all(found)
+
+
+def test_a_refused_submission_may_be_repeated(server: BatchServer, tmp_path: Path) -> None:
+    found = fleet(tmp_path)
+    with pytest.raises(FleetError, match="array size"):
+        found.launch("cpu", 20_000, NAME)
+    found.launch("cpu", 1, NAME)
+    until(found, lambda launch: launch.alive == 1)
     end_all(found)
 
 

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
 from dpstream.services.coordinator.fleet.engines import engines_of
-from dpstream.services.coordinator.fleet.memory import LAUNCHES_PER_MINUTE
+from dpstream.services.coordinator.fleet.memory import LAUNCHES_PER_MINUTE, UNLISTED_SECONDS
 from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.fleet.pools import FleetFile, PoolSettings
 from dpstream.services.coordinator.fleet.reconciler import Reconciler, pause_after
@@ -269,6 +269,29 @@ def test_a_launch_whose_reply_was_lost_and_that_is_listed_is_not_made_again(
     assert len(harness.fleet.launches) == 2
 
 
+def test_a_launch_that_the_engine_does_not_list_yet_is_not_made_again(harness: Harness) -> None:
+    """The list of AWS Batch lags behind what was submitted."""
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
+    with patch.object(harness.fleet, "running", return_value=[]):
+        calls = [harness.turn(reconciler, seconds=60.0) for _ in range(5)]
+    assert calls == [["launch cpu 4"], [], [], [], []]
+    assert reconciler.status is not None
+    assert reconciler.status.pools["cpu"].waiting == 4
+    assert harness.turn(reconciler) == []  # it is listed now
+    harness.fleet.launches.clear()
+    assert harness.turn(reconciler) == ["launch cpu 4"]
+
+
+def test_a_launch_that_is_never_listed_is_given_up(harness: Harness) -> None:
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
+    with patch.object(harness.fleet, "running", return_value=[]):
+        assert harness.turn(reconciler) == ["launch cpu 4"]
+        assert harness.turn(reconciler, seconds=UNLISTED_SECONDS - 1) == []
+        assert harness.turn(reconciler, seconds=1) == ["launch cpu 4"]
+
+
 def test_what_ran_while_no_coordinator_did_costs_as_well(harness: Harness) -> None:
     harness.write({"worker_hours": 100}, cpu=POOL)
     reconciler = harness.start()
@@ -394,7 +417,7 @@ def test_a_demand_gone_wild_is_bounded(harness: Harness) -> None:
     calls: list[str] = []
     for number in range(40):
         reconciler.post({QUEUE: Demand(waiting=10**6 + number, seconds=60.0)})
-        harness.fleet.launches.clear()
+        harness.fleet.all_end("0")
         calls += harness.turn(reconciler, 0.5)
     assert len(calls) == LAUNCHES_PER_MINUTE
 

@@ -33,6 +33,10 @@ Job = Mapping[str, Any]
 CONFIG = Config(
     connect_timeout=5, read_timeout=30, retries={"mode": "adaptive", "total_max_attempts": 4}
 )
+ONE_ATTEMPT = Config(retries={"mode": "standard", "total_max_attempts": 1})
+"""For submissions: a second one after a lost reply would be another job."""
+UNLISTED_SECONDS = 300.0
+"""How long a submitted job may be missing in the list, which lags behind."""
 WAITING = ("SUBMITTED", "PENDING", "RUNNABLE")
 ENDED = ("SUCCEEDED", "FAILED")
 REMEMBERED = 600.0
@@ -69,6 +73,8 @@ class AwsBatchFleet:
     _children: dict[str, tuple[Mapping[str, int], float, list[Job]]] = field(default_factory=dict)
     """The children of each array that have started at least once, with the counts for which they
     were read, and when."""
+    _submitted: dict[str, float] = field(default_factory=dict)
+    """When each launch was submitted that may not be listed yet, also if the reply was lost."""
 
     # ------------------------------------------------------------------ what every engine does
 
@@ -79,7 +85,7 @@ class AwsBatchFleet:
         return list(map(self._launch, jobs))
 
     def launch(self, pool: str, count: int, name: str, *, warm: bool = False) -> None:
-        if self._jobs(self._job_name(name)):
+        if self._is_submitted(name):
             return
         settings = self.pools[pool]
         request = {
@@ -94,7 +100,7 @@ class AwsBatchFleet:
             request["arrayProperties"] = {"size": count}
         if settings.aws_batch.share_identifier:
             request["shareIdentifier"] = settings.aws_batch.share_identifier
-        self._call("submit_job", **request)
+        self._submit(name, request)
 
     def retire(self, launch: Launch, most: int) -> int:
         """One by one, the last first; all of them at once if none has started."""
@@ -138,6 +144,21 @@ class AwsBatchFleet:
         return json.dumps(self._definition_request(pool), indent=1)
 
     # ------------------------------------------------------------------------ what is submitted
+
+    def _is_submitted(self, name: str) -> bool:
+        now = time.monotonic()
+        recent = {n: at for n, at in self._submitted.items() if now - at < UNLISTED_SECONDS}
+        self._submitted = recent
+        return name in recent or bool(self._jobs(self._job_name(name)))
+
+    def _submit(self, name: str, request: Mapping[str, Any]) -> None:
+        self._submitted[name] = time.monotonic()
+        try:
+            self._call("submit_job", self._submitting_client, **request)
+        except FleetError as error:
+            if isinstance(error.__cause__, ClientError):  # refused, and not lost
+                del self._submitted[name]
+            raise
 
     def _job_name(self, name: str) -> str:
         return f"dps-{self.deployment}-{name}"
@@ -290,8 +311,15 @@ class AwsBatchFleet:
 
     @cached_property
     def _client(self) -> Any:
+        return self._connected(CONFIG)
+
+    @cached_property
+    def _submitting_client(self) -> Any:
+        return self._connected(CONFIG.merge(ONE_ATTEMPT))
+
+    def _connected(self, config: Config) -> Any:
         region = next(iter(self.pools.values())).aws_batch.region
-        return boto3.session.Session(region_name=region).client("batch", config=CONFIG)
+        return boto3.session.Session(region_name=region).client("batch", config=config)
 
     def _pages(self, operation: str, key: str, **request: Any) -> Iterator[Job]:
         following: dict[str, str] = {}
@@ -302,10 +330,10 @@ class AwsBatchFleet:
                 return
             following = {"nextToken": page["nextToken"]}
 
-    def _call(self, operation: str, **request: Any) -> Any:
+    def _call(self, operation: str, client: Any = None, /, **request: Any) -> Any:
         """Raises FleetError with the words of AWS."""
         try:
-            return getattr(self._client, operation)(**request)
+            return getattr(client or self._client, operation)(**request)
         except ClientError as error:
             words = f"AWS Batch: {error}"
             kind = FleetLimit if LIMITS.search(words) else FleetError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -22,6 +22,9 @@ CEILING_SECONDS = 600.0
 """How long a limit of the fleet engine is believed."""
 UNSURE_SECONDS = 300.0
 """How long a launch whose reply was lost may still appear; Slurm lists an ended one as long."""
+UNLISTED_SECONDS = 300.0
+"""How long an accepted launch counts although the engine does not list it yet: lists of AWS Batch
+lag behind what was submitted."""
 LAUNCHES_PER_MINUTE = 20
 """Of one pool."""
 STARTS = 20
@@ -65,6 +68,8 @@ class PoolMemory:
     unsure: str | None = None
     """Name of a launch whose reply was lost, until it is listed: the next one has the same name."""
     _unsure_at: float = 0.0
+    _unlisted: dict[str, Launch] = field(default_factory=dict)
+    """Launches that the engine has accepted and not listed yet."""
     launched: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     _counted: dict[str, Counter[str]] | None = None
@@ -88,7 +93,12 @@ class PoolMemory:
 
     def update(self, launches: Sequence[Launch], now: float) -> None:
         """Takes in a new list of the pool's launches."""
-        self.launches, self.unknown_since = tuple(each for each in launches if each.alive), None
+        self.unknown_since = None
+        self._forget_listed({launch.name for launch in launches}, now)
+        self.launches = (
+            *(each for each in launches if each.alive),
+            *self._unlisted.values(),
+        )
         before = self._counted
         self._counted = {launch.name: Counter(launch.ended) for launch in launches}
         if self.unsure in self._counted or now - self._unsure_at > UNSURE_SECONDS:
@@ -99,6 +109,13 @@ class PoolMemory:
         self.ended += new
         self._judge(new, now)
         self._judge_stuck(now)
+
+    def _forget_listed(self, listed: Collection[str], now: float) -> None:
+        self._unlisted = {
+            name: each
+            for name, each in self._unlisted.items()
+            if name not in listed and now - each.since < UNLISTED_SECONDS
+        }
 
     def judge_starts(self, processes: Processes, pool: PoolSettings, now: float) -> None:
         """Counts processes that have run for `start_limit` and sent nothing as failures. The limit
@@ -181,9 +198,11 @@ class PoolMemory:
             self._times.popleft()
         return len(self._times) < LAUNCHES_PER_MINUTE
 
-    def count_launch(self, count: int, now: float) -> None:
+    def count_launch(self, name: str, pool: str, count: int, now: float) -> None:
+        """The engine has accepted a launch."""
         self._times.append(now)
         self.launched += count
+        self._unlisted[name] = Launch(name, pool, waiting=count, since=now)
         self.unsure, self.losses = None, 0
         if not self.failures:
             self.pause = 0.0

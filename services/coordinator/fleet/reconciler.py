@@ -354,7 +354,7 @@ class Reconciler:
         name = memory.unsure or new.name
         try:
             self._engines[new.pool].launch(new.pool, new.count, name, warm=new.warm)
-            memory.count_launch(new.count, now)
+            memory.count_launch(name, new.pool, new.count, now)
             log.info("fleet: launched", pool=new.pool, workers=new.count, launch=name)
         except FleetLimit as error:
             memory.limit(new.count, now)
