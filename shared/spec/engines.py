@@ -34,7 +34,7 @@ class Plain(Section):
 
 class Batched(Section):
     """Molecular dynamics of all trajectories that a worker runs at the same time in one batch, with
-    PyTorch models (TorchSim). Ensembles: nve, nvt."""
+    PyTorch models (TorchSim). Ensembles: nve, nvt; with TorchSim 0.6 also npt-iso, npt-aniso."""
 
     kind: Literal["batched"] = Field(description="dynamics of many trajectories in one batch")
 

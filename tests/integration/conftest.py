@@ -56,7 +56,7 @@ def _train(script: Path, folder: Path) -> None:
         env=os.environ | dict.fromkeys(PINNED, "1") | paths,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

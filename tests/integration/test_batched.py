@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +16,15 @@ import pytest
 
 pytest.importorskip("torch_sim")
 
+from dpstream.services.explorer.lammps.script import data_file
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.tasks.explore import explore
 from dpstream.shared.atoms.frames import Batch, Frame, min_distance
 from dpstream.shared.errors import EngineCrashed, Permanent, Stopped
 from dpstream.shared.messages import ChunkExplored
+from dpstream.shared.spec import Md
 from dpstream.shared.values import Condition, Trust
-from tests.support.explorer import ALLOY, AU4CU4, CH4, ExplorerHarness
+from tests.support.explorer import ALLOY, AU4CU4, BAROSTATS, CH4, ExplorerHarness
 
 EVERYTHING = Trust(low=1e-12, high=1e9)
 DOUBLE = replace(
@@ -50,7 +54,10 @@ def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExplorerReso
 def harness_for(
     folder: Path, models: Sequence[Path], frame: Frame = AU4CU4, **md: Any
 ) -> ExplorerHarness:
-    stage = {"name": "one", "systems": ["s"], "temperatures": [300.0], "engine": "batched"}
+    stage: dict[str, Any] = {"name": "one", "systems": ["s"], "temperatures": [300.0]}
+    stage["engine"] = "batched"
+    if str(md.get("ensemble")).startswith("npt"):
+        stage["pressures"] = [0.0]
     return ExplorerHarness(
         folder,
         frame,
@@ -74,29 +81,36 @@ def frames(harness: ExplorerHarness, event: ChunkExplored) -> Batch:
 
 def content(batch: Batch) -> Mapping[str, Any]:
     """Everything in a batch of frames, to the last digit."""
-    return {"positions": batch.positions.tolist()} | {
+    cells = [] if batch.cells is None else batch.cells.tolist()
+    return {"positions": batch.positions.tolist(), "cells": cells} | {
         name: batch.arrays[name].tolist() for name in ("devi_f", "devi_v", "time_ps")
     }
 
 
-@pytest.mark.parametrize("neighbours", [3, 7])
+npt = pytest.mark.skipif(not BAROSTATS, reason="this TorchSim has no sound barostat")
+SOME = [pytest.param("npt-iso", 3, marks=npt), pytest.param("npt-aniso", 3, marks=npt)]
+
+
+@pytest.mark.parametrize(("ensemble", "neighbours"), [("nvt", 3), ("nvt", 7), *SOME])
 def test_neighbours_change_no_digit_of_a_trajectory(
     resources: ExplorerResources,
     tmp_path: Path,
     alloy_torch_committee: list[Path],
+    ensemble: str,
     neighbours: int,
 ) -> None:
     """Neighbours of other sizes, temperatures, ensembles and drivers, which join and leave."""
     models = alloy_torch_committee
-    here = harness_for(tmp_path / "here", models)
+    here = harness_for(tmp_path / "here", models, ensemble=ensemble)
     alone = content(frames(here, run(resources, here)))
 
     def neighbour(number: int) -> ChunkExplored:
         frame = DOUBLE if number % 3 == 1 else AU4CU4
-        ensemble = "nve" if number % 3 == 2 else "nvt"
+        own = "nve" if number % 3 == 2 else ensemble
         steps = 10 + 10 * (number % 2)
-        other = harness_for(tmp_path / f"{number}", models, frame, ensemble=ensemble, steps=steps)
-        cold = Condition(system="s", temperature=100.0 * (number + 1))
+        other = harness_for(tmp_path / f"{number}", models, frame, ensemble=own, steps=steps)
+        pressure = 0.0 if own.startswith("npt") else None
+        cold = Condition(system="s", temperature=100.0 * (number + 1), pressure=pressure)
         return run(resources, other, condition=cold, seed=number, driver=number)
 
     with ThreadPoolExecutor(neighbours + 1) as threads:
@@ -105,6 +119,86 @@ def test_neighbours_change_no_digit_of_a_trajectory(
         assert content(frames(here, event.result())) == alone
         assert all(each.result().stopped is None for each in before)
     assert len(np.unique(np.array(alone["devi_f"]))) == 4
+
+
+@pytest.mark.parametrize("ensemble", ["nvt", *(each.values[0] for each in SOME if BAROSTATS)])
+def test_when_a_batch_is_put_together_changes_no_digit(
+    alloy_torch_committee: list[Path], ensemble: str
+) -> None:
+    """Its replicas are collected anew when one joins or leaves, which depends on the time."""
+    from dpstream.services.explorer.batched.group import Group
+
+    kept, renewed = (replica(alloy_torch_committee, ensemble) for _ in range(2))
+    group = Group([kept])
+    for _ in range(60):
+        group.check()
+        other = Group([renewed])
+        other.check()
+        other.write_back()
+    group.write_back()
+    for name in ("positions", "momenta", "cell", "chain", "barostat"):
+        assert (getattr(kept.state, name) == getattr(renewed.state, name)).all(), name
+
+
+def replica(models: Sequence[Path], ensemble: Any = "nvt") -> Any:
+    from dpstream.services.explorer.batched.group import Replica, Request
+    from dpstream.services.explorer.batched.replica import Terms, initial_state
+
+    terms = Terms.under(
+        Md(ensemble=ensemble, every=2),
+        Condition(system="s", temperature=300.0),
+        AU4CU4,
+        models=tuple(map(str, models)),
+        driver=0,
+        type_map=("Au", "Cu"),
+        trust=EVERYTHING.model_dump(),
+        pinned=True,
+        seed=3,
+    )
+    state = initial_state(AU4CU4, Md(), 300.0, seed=3)
+    return Replica(terms, state, Request(checks=1000, streak=0, frames="unused"))
+
+
+PRESSURE = """
+import sys
+from dpstream.services.explorer.lammps.session import Session
+from pathlib import Path
+session = Session(Path("unused"))
+model, data = sys.argv[1:]
+for line in ("units metal", "atom_style atomic", "box tilt large", f"read_data {data}",
+             f"pair_style deepmd {model}", "pair_coeff * * Au Cu", "run 0 post no"):
+    session.lammps.command(line)
+print("bar:", session.lammps.get_thermo("press"))
+"""
+
+
+def test_the_stress_has_the_sign_and_unit_of_the_barostats(
+    tmp_path: Path, alloy_torch_committee: list[Path]
+) -> None:
+    """Against the derivative of the energy by the volume, and LAMMPS' pressure of the frame."""
+    import torch
+
+    from dpstream.services.explorer.batched.group import Group
+    from dpstream.services.explorer.batched.integration import BAR
+
+    group = Group([replica(alloy_torch_committee)])
+    state, model = group.motion.state, group.motion.model
+    stress = model(state)["stress"][0]
+    pressure = -float(stress.trace()) / 3
+    cell, positions, energies = state.cell, state.positions, []
+    for factor in (1 + 1e-5, 1 - 1e-5):
+        state.cell, state.positions = cell * factor, positions * factor
+        energies.append(float(model(state)["energy"][0]))
+    volume = float(torch.linalg.det(cell)[0])
+    assert pressure == pytest.approx(-np.subtract(*energies) / (6e-5 * volume), rel=1e-4)
+
+    data = tmp_path / "data"
+    data.write_text(data_file(AU4CU4, ("Au", "Cu"), {}))
+    words = [sys.executable, "-c", PRESSURE, str(alloy_torch_committee[0]), str(data)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    found = float(done.stdout.rpartition("bar:")[2])
+    assert pressure / BAR == pytest.approx(found, rel=1e-5)
+    assert abs(found) > 1000
 
 
 def test_a_molecule_in_vacuum(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.geometry.rdf import get_rdf
-from ase.units import kB
+from ase.units import bar, kB
 
 pytest.importorskip("torch_sim")
 
@@ -22,7 +22,7 @@ from dpstream.services.explorer.tasks.explore import explore, read_checkpoint
 from dpstream.shared.atoms.frames import Batch, Floats, canonical, from_ase, to_ase
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.values import Condition, Trust
-from tests.support.explorer import ExplorerHarness, evaluated
+from tests.support.explorer import BAROSTATS, ExplorerHarness, evaluated
 
 pytestmark = [pytest.mark.pytorch, pytest.mark.soak, pytest.mark.timeout(3600)]
 
@@ -32,10 +32,13 @@ FRAME = canonical(from_ase(ALLOY)).frame
 FREEDOMS = 3 * len(FRAME.species) - 3
 TEMPERATURE = 200.0
 EVERYTHING = Trust(low=1e-12, high=1e9)
-MD = {"timestep": 0.002, "every": 10, "steps": 2400, "skip": 400, "chunk": 5, "tau_t": 0.1}
+MD = {"timestep": 0.002, "every": 10, "steps": 2400, "skip": 400, "chunk": 5}
+MD |= {"tau_t": 0.1, "tau_p": 0.1}
+PRESSURE = 1e5
+"""bar; the tiny model has little cohesion, and flies apart without it."""
 REPLICAS = 4
 BLOCKS = 5
-"""Per trajectory, for the errors of averages; a block is 0.8 ps, eight times tau_t."""
+"""Per trajectory, for the errors of averages; a block is 0.8 ps, eight times tau_t and tau_p."""
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +60,16 @@ def runs(
     resources: ExplorerResources, folder: Path, models: Sequence[Path], engine: str, **md: Any
 ) -> list[Run]:
     """One run per seed; those of `batched` all at once."""
+    pressure = PRESSURE if str(md.get("ensemble")).startswith("npt") else None
     stage = {"name": "one", "systems": ["s"], "temperatures": [TEMPERATURE], "engine": engine}
+    if pressure is not None:
+        stage["pressures"] = [pressure]
     more = {"stages": [stage], "training": {"backend": "pytorch"}}
     harness = ExplorerHarness(folder, FRAME, models, md={**MD, **md}, spec_extra=more)
 
     def last(seed: int) -> ChunkExplored:
         command = harness.explore(
-            condition=Condition(system="s", temperature=TEMPERATURE),
+            condition=Condition(system="s", temperature=TEMPERATURE, pressure=pressure),
             trust=EVERYTHING,
             pinned=False,
             seed=seed,
@@ -75,13 +81,16 @@ def runs(
     with ThreadPoolExecutor(REPLICAS if engine == "batched" else 1) as threads:
         ends = list(threads.map(last, range(1, REPLICAS + 1)))
     events = [*harness.published(), *ends]
-    return [_run(harness, [e for e in events if e.attempt == end.attempt]) for end in ends]
+    own = [[e for e in events if e.attempt == end.attempt] for end in ends]
+    return [_run(harness, chunks, engine == "batched") for chunks in own]
 
 
-def _run(harness: ExplorerHarness, chunks: Sequence[ChunkExplored]) -> Run:
+def _run(harness: ExplorerHarness, chunks: Sequence[ChunkExplored], with_states: bool) -> Run:
     assert chunks[-1].stopped is None
     batches = [harness.batch(chunk.candidates) for chunk in chunks if chunk.candidates]
     frames = Batch.of([frame for batch in batches for frame in batch])
+    if not with_states:
+        return Run(frames, [])
     restarts = [harness.store.get(chunk.restart.uri) for chunk in chunks if chunk.restart]
     saved = [read_checkpoint(data)[0] for data in restarts]
     skipped = len(saved) - len(batches) + 1
@@ -109,43 +118,116 @@ def deviations(one: Sequence[Floats], other: Sequence[Floats]) -> Floats:
     return np.asarray((a - b) / np.maximum(np.hypot(error_a, error_b), 1e-9))
 
 
-def test_temperature_energy_pressure_and_structure_are_those_of_lammps(
-    resources: ExplorerResources, tmp_path: Path, alloy_torch_committee: list[Path]
-) -> None:
-    model = alloy_torch_committee[:1]
-    found: dict[str, dict[str, list[Floats]]] = {}
-    for engine in ("batched", "md"):
-        names: dict[str, list[Floats]] = {"energy": [], "pressure": [], "rdf": []}
-        all_runs = runs(resources, tmp_path / engine, alloy_torch_committee, engine)
-        for number, each in enumerate(all_runs):
-            folder = tmp_path / f"{engine}-{number}"
-            folder.mkdir()
-            results = evaluated(resources.engine, folder, model, each.frames)
-            assert each.frames.cells is not None
-            volumes = np.linalg.det(each.frames.cells)
-            names["energy"].append(results["energies"][0])
-            names["pressure"].append(
-                np.trace(results["virials"][0], axis1=1, axis2=2) / 3 / volumes
-            )
-            names["rdf"].append(rdf(each.frames))
-        found[engine] = names
-        if engine == "batched":
-            temperatures = [
-                np.array([2 * kinetic_energy(s) / (FREEDOMS * kB) for s in run.states])
-                for run in all_runs
-            ]
-    mean, error = mean_and_error(temperatures)
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """Of every trajectory, a value per frame: `energy` eV; `virial` `(n_frames, 3)` bar, its
+    diagonal over the volume; `volume` Å³, `lengths` `(n_frames, 3)` Å, `rdf`. `temperature`: K, of
+    `batched`, a value per state."""
+
+    energy: list[Floats]
+    virial: list[Floats]
+    volume: list[Floats]
+    lengths: list[Floats]
+    rdf: list[Floats]
+    temperature: list[Floats]
+
+
+def sampled(
+    resources: ExplorerResources, folder: Path, models: Sequence[Path], engine: str, **md: Any
+) -> Sampled:
+    found = Sampled([], [], [], [], [], [])
+    for number, run in enumerate(runs(resources, folder / engine, models, engine, **md)):
+        own = folder / f"{engine}-{number}"
+        own.mkdir()
+        results = evaluated(resources.engine, own, models[:1], run.frames)
+        assert run.frames.cells is not None
+        volumes = np.linalg.det(run.frames.cells)
+        diagonals = np.diagonal(results["virials"][0], axis1=1, axis2=2)
+        found.energy.append(results["energies"][0])
+        found.virial.append(diagonals / volumes[:, None] / bar)
+        found.volume.append(volumes)
+        found.lengths.append(np.diagonal(run.frames.cells, axis1=1, axis2=2))
+        found.rdf.append(rdf(run.frames))
+        found.temperature.append(np.array([temperature(state) for state in run.states]))
+    return found
+
+
+def temperature(state: ReplicaState, freedoms: int = FREEDOMS) -> float:
+    return 2 * kinetic_energy(state) / (freedoms * kB)
+
+
+def check_temperature(found: Sampled, freedoms: int = FREEDOMS) -> None:
+    mean, error = mean_and_error([t * FREEDOMS / freedoms for t in found.temperature])
     print(f"T = {mean:.1f} ± {error:.1f} K")
     assert abs(mean - TEMPERATURE) < 3 * error
     assert error < 12
-    for name in ("energy", "pressure"):
-        values = [mean_and_error(found[engine][name]) for engine in found]
-        print(name, values)
-        assert abs(deviations(found["batched"][name], found["md"][name])) < 3
-    apart = deviations(found["batched"]["rdf"], found["md"]["rdf"])
+
+
+def compare(batched: Sequence[Floats], md: Sequence[Floats], name: str) -> None:
+    """Averages agree within three standard errors."""
+    apart = deviations(batched, md)
+    for engine, values in (("batched", batched), ("md", md)):
+        print(name, engine, *mean_and_error(values))
+    assert np.abs(apart).max() < 3, name
+
+
+def test_temperature_energy_pressure_and_structure_are_those_of_lammps(
+    resources: ExplorerResources, tmp_path: Path, alloy_torch_committee: list[Path]
+) -> None:
+    batched, md = (
+        sampled(resources, tmp_path, alloy_torch_committee, engine) for engine in ("batched", "md")
+    )
+    check_temperature(batched)
+    compare(batched.energy, md.energy, "energy")
+    traces = ([v.mean(axis=1) for v in each.virial] for each in (batched, md))
+    compare(*traces, "pressure")
+    apart = deviations(batched.rdf, md.rdf)
     print("rdf", np.round(apart, 1))
     assert np.abs(apart).max() < 4
     assert np.mean(apart**2) < 2
+
+
+needs_barostat = pytest.mark.skipif(not BAROSTATS, reason="this TorchSim has no sound barostat")
+
+
+@needs_barostat
+def test_the_volume_and_its_fluctuations_are_those_of_lammps(
+    resources: ExplorerResources, tmp_path: Path, alloy_torch_committee: list[Path]
+) -> None:
+    batched, md = (
+        sampled(resources, tmp_path, alloy_torch_committee, engine, ensemble="npt-iso")
+        for engine in ("batched", "md")
+    )
+    check_temperature(batched)
+    check_pressure([v.mean(axis=1) for v in batched.virial], batched.volume)
+    compare(batched.energy, md.energy, "energy")
+    compare(batched.volume, md.volume, "volume")
+    centre = np.mean(md.volume)
+    spreads = ([(v - centre) ** 2 for v in each.volume] for each in (batched, md))
+    compare(*spreads, "squared fluctuation of the volume")
+
+
+@needs_barostat
+def test_every_length_of_the_cell_answers_to_its_pressure(
+    resources: ExplorerResources, tmp_path: Path, alloy_torch_committee: list[Path]
+) -> None:
+    """With the Langevin barostat, whose thermostat moves the centre of mass too."""
+    found = sampled(resources, tmp_path, alloy_torch_committee, "batched", ensemble="npt-aniso")
+    check_temperature(found, FREEDOMS + 3)
+    for axis in range(3):
+        check_pressure([v[:, axis] for v in found.virial], found.volume)
+    lengths = np.concatenate(found.lengths)
+    print("lengths", lengths.mean(axis=0), lengths.std(axis=0))
+    assert (np.std(lengths[:, 0] / lengths[:, 1]) > 0.005).all()
+
+
+def check_pressure(virial: Sequence[Floats], volume: Sequence[Floats]) -> None:
+    """The average is the pressure asked for."""
+    ideal = len(FRAME.species) * kB * TEMPERATURE / bar
+    mean, error = mean_and_error([p + ideal / v for p, v in zip(virial, volume, strict=True)])
+    print(f"P = {mean:.0f} ± {error:.0f} bar")
+    assert abs(mean - PRESSURE) < 3 * error
+    assert error < 0.05 * PRESSURE
 
 
 def test_energy_is_conserved_without_a_thermostat(

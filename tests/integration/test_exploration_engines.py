@@ -19,7 +19,15 @@ from dpstream.shared.atoms.frames import Batch, Frame, canonical, frame_key
 from dpstream.shared.errors import Permanent
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.values import Condition, Trust
-from tests.support.explorer import AL8, AU4CU4, CH4, ExplorerHarness, evaluated, total
+from tests.support.explorer import (
+    AL8,
+    AU4CU4,
+    BAROSTATS,
+    CH4,
+    ExplorerHarness,
+    evaluated,
+    total,
+)
 from tests.support.gromacs import MDP, METHANE, needs_gromacs
 
 EVERYTHING = Trust(low=1e-12, high=1e9)
@@ -116,7 +124,13 @@ CASES["search"] = Case(
     {"relax_steps": 3}, AU4CU4, "alloy_committee", refused={"no random": {"volume": [0.1, 0.12]}}
 )
 CASES["frames"] = Case({}, CH4, "methane_committee", pool=25)
-CASES["batched"] = Case({}, AU4CU4, "alloy_torch_committee", backend="pytorch")
+CASES["batched"] = Case(
+    {},
+    AU4CU4,
+    "alloy_torch_committee",
+    md={"ensemble": "npt-iso"} if BAROSTATS else {},
+    backend="pytorch",
+)
 CASES["gromacs"] = Case(
     {"mdp": MDP, "topologies": {"s": METHANE}},
     CH4,
@@ -131,7 +145,6 @@ CASES["gromacs"] = Case(
         "No such moleculetype": gromacs(METHANE.replace("MET 1\n", "ETH 1\n")),
     },
 )
-"""Libraries that an engine needs in addition to those of the development environment."""
 
 
 def case_of(kind: str, *more: str) -> Any:

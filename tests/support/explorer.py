@@ -6,12 +6,14 @@ import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase.build import bulk, molecule
 
+from dpstream.services.explorer.batched.replica import has_barostats
 from dpstream.services.explorer.lammps import script as md_script
 from dpstream.shared.atoms.frames import Batch, Frame, canonical, frame_key, from_ase
 from dpstream.shared.bus.memory import InProcessBus
@@ -40,6 +42,8 @@ AU4CU4 = canonical(from_ase(ALLOY)).frame
 OPEN = Trust(low=0.1, high=1e9)
 """Levels that stop nothing."""
 COLD = Condition(system="s", temperature=300)
+BAROSTATS = find_spec("torch_sim") is not None and has_barostats()
+"""Whether engine `batched` has npt here."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,7 @@ from dpstream.shared.values import Condition
 CUAU = bulk("Cu", cubic=True, a=3.85) * (3, 3, 3)
 CUAU.symbols[::2] = "Au"
 ALLOY = canonical(from_ase(CUAU)).frame
+SQUEEZED = Condition(system="s", temperature=300, pressure=0.0)
 WATER, CO2, ATOM = (canonical(from_ase(molecule(name))).frame for name in ("H2O", "CO2", "H"))
 
 
@@ -79,6 +83,17 @@ def test_bytes_keep_every_digit() -> None:
     assert ReplicaState.loads(initial_state(WATER, Md(), 300.0, seed=1).dumps()).cell is None
 
 
+def test_a_state_of_an_earlier_release_has_no_barostat() -> None:
+    state = initial_state(ALLOY, Md(), 300.0, seed=1)
+    with np.load(io.BytesIO(state.dumps())) as columns:
+        kept = {k: columns[k] for k in columns.files if k not in ("barostat", "reference")}
+    out = io.BytesIO()
+    np.savez(out, **kept)
+    back = ReplicaState.loads(out.getvalue())
+    assert (back.barostat, back.reference) == (None, None)
+    assert (back.momenta == state.momenta).all()
+
+
 def test_terms_come_back_from_json() -> None:
     sent: dict[str, Any] = dict.fromkeys(Terms.__dataclass_fields__, 1)
     sent |= {"models": ["a"], "type_map": ["H"], "trust": {}}
@@ -108,16 +123,33 @@ def spec(ensemble: str = "nvt", backend: str = "pytorch") -> Spec:
     )
 
 
-@pytest.mark.parametrize("ensemble", ["nve", "nvt"])
+@pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt", "npt-iso", "npt-aniso"])
 def test_supported_ensembles_are_accepted(ensemble: str) -> None:
     check_engine(spec(ensemble).stages[0], Condition(system="s", temperature=300), ALLOY, False)
 
 
-@pytest.mark.parametrize("ensemble", ["npt", "npt-iso", "npt-aniso", "npt-tri"])
-def test_a_barostat_is_refused_with_the_engine_that_has_it(ensemble: str) -> None:
-    condition = Condition(system="s", temperature=300, pressure=0.0)
-    with pytest.raises(ValueError, match=f"does not support {ensemble}.*use engine md"):
-        check_engine(spec(ensemble).stages[0], condition, ALLOY, False)
+def test_npt_tri_is_refused_with_the_engine_that_has_it() -> None:
+    with pytest.raises(ValueError, match=r"does not support npt-tri.*use engine md"):
+        check_engine(spec("npt-tri").stages[0], SQUEEZED, ALLOY, False)
+
+
+def test_the_pressure_of_a_molecule_is_refused() -> None:
+    with pytest.raises(ValueError, match="npt: the pressure of a molecule in vacuum is undefined"):
+        check_engine(spec("npt").stages[0], SQUEEZED, WATER, False)
+
+
+@pytest.mark.parametrize(("release", "refused"), [("0.3.0", True), ("0.6.2", False)])
+def test_a_barostat_needs_a_torchsim_that_has_one(
+    monkeypatch: pytest.MonkeyPatch, release: str, refused: bool
+) -> None:
+    monkeypatch.setattr(check_installed, "find_spec", lambda name: True)
+    monkeypatch.setattr(metadata, "version", lambda name: release)
+    check_installed.check_engines(spec("nvt"))
+    outcome: Any = contextlib.nullcontext()
+    if refused:
+        outcome = pytest.raises(SpecError, match=r"stage one: .*npt-iso needs TorchSim 0\.6.*3\.12")
+    with outcome:
+        check_installed.check_engines(spec("npt-iso"))
 
 
 def test_a_single_atom_is_refused() -> None:

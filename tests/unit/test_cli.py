@@ -44,7 +44,7 @@ from dpstream.shared.spec import load_spec
 from dpstream.shared.store.folder import FolderStore
 from tests.support import sample_ledger
 from tests.support.command_line import run_command
-from tests.support.nvml import has_gpus
+from tests.support.nvml import H200, has_gpus
 
 METHANE = "5\n\nC 0 0 0\nH .63 .63 .63\nH -.63 -.63 .63\nH -.63 .63 -.63\nH .63 -.63 -.63\n"
 NAMES = "use at most 63 lower-case letters, digits, - and _, starting with a letter or digit"
@@ -364,6 +364,35 @@ def test_a_gpu_that_is_not_there_leaves_no_campaign_behind(
     assert (status, err.count("\n")) == (2, 1)
     assert "DPSTREAM_DEVICE: 'cuda': the NVIDIA driver reports no GPU" in err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("setting", "plugin"), [("cuda", False), ("cuda", True), ("auto", False)])
+def test_jax_without_its_cuda_plugin_where_a_gpu_is_demanded(
+    call: Call, monkeypatch: pytest.MonkeyPatch, setting: str, plugin: bool
+) -> None:
+    class Begun(Exception):
+        pass
+
+    def begin(*_: Any) -> None:
+        raise Begun
+
+    has_gpus(monkeypatch, H200)
+    monkeypatch.setenv("DPSTREAM_DEVICE", setting)
+    real = importlib.util.find_spec
+    here = {"jax": True, "jax_cuda12_plugin": plugin or None, "jax_cuda13_plugin": None}
+    monkeypatch.setattr(
+        "dpstream.inputs.check_installed.find_spec",
+        lambda name: here[name] if name in here else real(name),
+    )
+    monkeypatch.setattr(dpstream.commands.run.local, "LocalCluster", begin)
+    status, _, err = call("run", changed("training.backend", "jax"))
+    if plugin or setting == "auto":
+        assert "Begun" in err
+    else:
+        assert (status, err.count("\n")) == (2, 1)
+        assert "NVIDIA H200, but JAX has no CUDA plug-in" in err
+        assert "pip install 'dpstream[jax-cuda]'" in err
+        assert not Path("runs").exists()
 
 
 def test_a_full_disk_is_no_fault_of_ours(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

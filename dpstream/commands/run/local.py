@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dpstream.export.folder import export, is_exported
+from dpstream.inputs.check_installed import check_device
 from dpstream.inputs.gather import Gathered
 from dpstream.running.amend import Draft, draft
 from dpstream.running.first_checks import FirstChecks
@@ -50,9 +51,11 @@ def run_campaign(
     `agree`: asks a person whether the plan may become that of `spec` where it differs; None: it may
     not. The result of a campaign that has ended before is printed at once. Raises `SpecError`
     before anything starts where `root` cannot be written, another run is at work there, the name is
-    taken by a campaign with another spec, or DPSTREAM_DEVICE demands a GPU that is not there.
+    taken by a campaign with another spec, or DPSTREAM_DEVICE demands a GPU that is not there, or
+    that JAX cannot use.
     """
     device = device_of_environment()
+    check_device(spec, device)
     with sole_runner(root, spec.name):
         store = FolderStore(root)
         known = store.exists(campaign_uri(spec.name, "submitted.json"))

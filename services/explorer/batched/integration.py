@@ -1,91 +1,89 @@
-"""TorchSim's integrators on batches of replicas (0.3.0).
+"""What moves a batch of replicas: TorchSim's integrators, those of the installed release.
 
-Energy-conserving dynamics is velocity Verlet; the thermostat is a Nosé–Hoover chain (G. J. Martyna,
-M. L. Klein, M. Tuckerman, J. Chem. Phys. 97, 2635, 1992), which is deterministic, so that a replica
-depends on no random numbers of others. TorchSim 0.3.0 couples one chain to the whole batch. Here
-its chain functions get arrays with one column per replica, so that every replica has its own.
+Releases before Python 3.12 end with 0.3.0, whose interface differs from that of 0.6.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
-from torch_sim.integrators.md import (
-    MDState,
-    NoseHooverChain,
-    NoseHooverChainFns,
-    construct_nose_hoover_chain,
-)
-from torch_sim.integrators.nve import nve
-from torch_sim.integrators.nvt import NVTNoseHooverState, nvt_nose_hoover
+from torch_sim.integrators.md import MDState
 from torch_sim.models.interface import ModelInterface
 from torch_sim.quantities import calc_kinetic_energy
 from torch_sim.units import MetalUnits
 
-from dpstream.services.explorer.batched.replica import CHAIN
+from dpstream.services.explorer.batched.replica import has_barostats
 
 PS = float(MetalUnits.time)
 """One picosecond in TorchSim's unit of time, Å √(amu/eV)."""
 KELVIN = float(MetalUnits.temperature)
 """One kelvin as an energy, eV."""
-Step = Callable[[MDState], MDState]
+BAR = float(MetalUnits.pressure)
+"""One bar in eV/Å³."""
 
 
 @dataclass(frozen=True, eq=False)
-class Thermostats:
-    """Of every replica: `temperature` K, `tau` ps and `freedoms`, all `(n_replicas,)`; positions
-    and momenta of its chain `(CHAIN, n_replicas)`."""
+class Coupling:
+    """How a batch moves. `ensemble`: that of the settings; `timestep`: ps; of every replica
+    `temperature` K, `pressure` bar, `tau_t` and `tau_p` ps, and `freedoms`, all `(n_replicas,)`.
+    `chains` `(n_replicas, 2, CHAIN)`: positions and momenta of the thermostats; `barostats`
+    `(n_replicas, n)`: numbers of the barostat, zeros at the start; `references` `(n_replicas, 3,
+    3)` Å: cells at the start of the trajectories, vectors as columns."""
 
+    ensemble: str
+    timestep: float
     temperature: torch.Tensor
-    tau: torch.Tensor
+    pressure: torch.Tensor
+    tau_t: torch.Tensor
+    tau_p: torch.Tensor
     freedoms: torch.Tensor
-    positions: torch.Tensor
-    momenta: torch.Tensor
+    chains: torch.Tensor
+    barostats: torch.Tensor
+    references: torch.Tensor
+
+    @property
+    def kT(self) -> torch.Tensor:
+        """eV, `(n_replicas,)`."""
+        return self.temperature * KELVIN
 
 
-def conserving(state: MDState, model: ModelInterface, timestep: float) -> tuple[MDState, Step]:
-    """A batch at constant energy, with the function that makes one step of `timestep` ps."""
-    _, step = nve(model, dt=_tensor(timestep * PS, state), kT=_tensor(0.0, state))
-    return state, step
+class Integration(ABC):
+    """A batch in motion."""
+
+    def __init__(self, state: MDState, model: ModelInterface, coupling: Coupling) -> None:
+        self.state, self.model, self.coupling = state, model, coupling
+        self.dt = torch.tensor(coupling.timestep * PS, dtype=state.dtype, device=state.device)
+
+    def refresh(self, seed: int) -> None:  # noqa: B027
+        """Make what follows depend only on what a replica saves, and on `seed`. Without it, the
+        last digits would depend on when the batch was put together."""
+
+    @abstractmethod
+    def step(self) -> None: ...
+
+    @property
+    def chains(self) -> torch.Tensor:
+        return self.coupling.chains
+
+    @property
+    def barostats(self) -> torch.Tensor:
+        return self.coupling.barostats
 
 
-def thermostatted(
-    state: MDState, model: ModelInterface, timestep: float, thermostats: Thermostats
-) -> tuple[NVTNoseHooverState, Step]:
-    """A batch with a chain of thermostats per replica, and the function that makes one step."""
-    dt, kT = _tensor(timestep * PS, state), thermostats.temperature * KELVIN
-    tau = thermostats.tau * PS
-    masses = (kT * tau**2).repeat(CHAIN, 1)
-    masses[0] *= thermostats.freedoms
-    kinetic = calc_kinetic_energy(
+def integration(state: MDState, model: ModelInterface, coupling: Coupling) -> Integration:
+    """A batch in the ensemble of `coupling`, at the energies and forces of `state`."""
+    release = "0_6" if has_barostats() else "0_3"
+    module = import_module(f"dpstream.services.explorer.batched.torchsim_{release}")
+    begun: Integration = module.INTEGRATIONS[coupling.ensemble](state, model, coupling)
+    return begun
+
+
+def kinetic_energies(state: MDState) -> torch.Tensor:
+    """eV, `(n_replicas,)`."""
+    energies: torch.Tensor = calc_kinetic_energy(
         masses=state.masses, momenta=state.momenta, system_idx=state.system_idx
     )
-    chain = NoseHooverChain(
-        thermostats.positions, thermostats.momenta, masses, tau, kinetic, thermostats.freedoms
-    )
-    fns = _chain_functions(dt, tau, state.system_idx)
-    coupled = NVTNoseHooverState(**vars(state), chain=chain, _chain_fns=fns)
-    _, step = nvt_nose_hoover(model=model, dt=dt, kT=kT)
-    return coupled, step
-
-
-def _chain_functions(
-    dt: torch.Tensor, tau: torch.Tensor, system_idx: torch.Tensor
-) -> NoseHooverChainFns:
-    """TorchSim's chain, which scales the momenta of every replica by a factor of its own. The
-    masses of the chain are constant, like the temperature."""
-    batch = construct_nose_hoover_chain(dt, CHAIN, chain_steps=1, sy_steps=1, tau=tau)
-
-    def half_step(
-        momenta: torch.Tensor, chain: NoseHooverChain, kT: torch.Tensor
-    ) -> tuple[torch.Tensor, NoseHooverChain]:
-        scale, chain = batch.half_step(torch.ones_like(kT), chain, kT)
-        return momenta * scale[system_idx].unsqueeze(-1), chain
-
-    return NoseHooverChainFns(batch.initialize, half_step, lambda chain, _: chain)
-
-
-def _tensor(value: float, state: MDState) -> torch.Tensor:
-    return torch.tensor(value, dtype=state.dtype, device=state.device)
+    return energies

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import deepmd.pt.cxx_op  # noqa: F401  registers the operations of compressed models
 import torch
@@ -117,17 +117,20 @@ def member(path: str) -> Member:
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Replicas of a batch with the same driver and number of atoms: their numbers `(n,)`, the
-    numbers of their atoms `(n, n_atoms)`, and their frames, whose coordinates are replaced."""
+    numbers of their atoms `(n, n_atoms)`, and their frames, whose coordinates and boxes are
+    replaced."""
 
     driver: Member
     replicas: torch.Tensor
     atoms: torch.Tensor
     frames: Frames
 
-    def at(self, positions: torch.Tensor) -> Frames:
-        """The frames at `positions` `(all atoms, 3)` Å."""
-        _, *others = vars(self.frames).values()
-        return Frames(positions[self.atoms], *others)
+    def at(self, state: SimState) -> Frames:
+        """The frames at the positions and cells of a batch."""
+        boxes = self.frames.boxes
+        if boxes is not None:
+            boxes = state.cell.mT[self.replicas].contiguous()
+        return replace(self.frames, coordinates=state.positions[self.atoms], boxes=boxes)
 
 
 class Drivers(ModelInterface):  # type: ignore[misc]
@@ -137,14 +140,22 @@ class Drivers(ModelInterface):  # type: ignore[misc]
         super().__init__()
         self.rows, self.pinned = rows, pinned
         self._device, self._dtype = DEVICE, DTYPE
-        self._compute_forces, self._compute_stress = True, False
+        self._compute_forces, self._compute_stress = True, True
 
     def forward(self, state: SimState, **_: object) -> dict[str, torch.Tensor]:
-        """Energies `(n_replicas,)` eV and forces `(all atoms, 3)` eV/Å."""
+        """Energies `(n_replicas,)` eV, forces `(all atoms, 3)` eV/Å, and stresses `(n_replicas, 3,
+        3)` eV/Å³, positive under tension, which mean nothing in vacuum."""
         forces = torch.empty_like(state.positions)
         energies = torch.empty(len(state.cell), dtype=DTYPE, device=DEVICE)
+        virials = torch.empty_like(state.cell)
         for rows in self.rows:
-            found = rows.driver.evaluate(rows.at(state.positions), self.pinned)
+            found = rows.driver.evaluate(rows.at(state), self.pinned)
             forces[rows.atoms] = found.forces
             energies[rows.replicas] = found.energies
-        return {"energy": energies, "forces": forces}
+            virials[rows.replicas] = found.virials
+        volumes = torch.linalg.det(state.cell)
+        return {
+            "energy": energies,
+            "forces": forces,
+            "stress": -virials / volumes[:, None, None],
+        }

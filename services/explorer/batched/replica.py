@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,30 @@ from ase.data import atomic_masses, atomic_numbers
 from dpstream.services.explorer.lammps.script import COLDEST, frozen_freedoms
 from dpstream.shared.atoms.frames import Floats, Frame, to_ase
 from dpstream.shared.spec import Md
+from dpstream.shared.values import Condition
 
 CHAIN = 3
 """Thermostats of a Nosé–Hoover chain, as in LAMMPS."""
+BAROSTAT = 2 + 2 * CHAIN
+"""Numbers that a barostat saves, at most."""
+DISTRIBUTION = "torch-sim-atomistic"
+RANDOM = frozenset({"npt-aniso"})
+"""Ensembles whose integrator draws random numbers."""
+
+
+def has_barostats() -> bool:
+    """Whether the installed TorchSim has barostats that sample npt."""
+    major, minor = metadata.version(DISTRIBUTION).split(".")[:2]
+    return (int(major), int(minor)) >= (0, 6)
 
 
 @dataclass(frozen=True)
 class Terms:
     """How a replica moves, and when it ends. `models`: paths of the committee, of which number
-    `driver` moves the atoms; `timestep`, `tau_t`: ps; `temperature`: K; `freedoms`: degrees of
-    freedom with kinetic energy; `overlap`: Å; `trust`: fields of a `Trust`; `pinned`: the same
-    replica has to give the same frames."""
+    `driver` moves the atoms; `timestep`, `tau_t`, `tau_p`: ps; `temperature`: K; `pressure`: bar;
+    `freedoms`: degrees of freedom with kinetic energy; `overlap`: Å; `trust`: fields of a `Trust`;
+    `pinned`: the same replica has to give the same frames; `seed`: of its random numbers, if its
+    ensemble draws any."""
 
     models: tuple[str, ...]
     driver: int
@@ -33,12 +47,33 @@ class Terms:
     timestep: float
     every: int
     temperature: float
+    pressure: float
     tau_t: float
+    tau_p: float
     freedoms: int
     overlap: float
     stop_after: int
     trust: Mapping[str, float | None]
     pinned: bool
+    seed: int
+
+    @staticmethod
+    def under(md: Md, condition: Condition, frame: Frame, **others: Any) -> Terms:
+        """Terms of a trajectory that starts from `frame`; `others`: those that are not settings
+        of the dynamics."""
+        return Terms(
+            ensemble=md.ensemble,
+            timestep=md.timestep,
+            every=md.every,
+            temperature=max(condition.temperature, COLDEST),
+            pressure=condition.pressure or 0.0,
+            tau_t=md.tau_t,
+            tau_p=md.tau_p,
+            freedoms=freedoms(frame),
+            overlap=md.overlap,
+            stop_after=md.stop_after,
+            **others,
+        )
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> Terms:
@@ -51,7 +86,8 @@ class Terms:
 class ReplicaState:
     """positions `(n_atoms, 3)` Å, not wrapped; momenta `(n_atoms, 3)` in √(amu eV); masses
     `(n_atoms,)` amu; cell `(3, 3)` Å, rows, or None in vacuum; fparam and aparam as those of a
-    frame; chain `(2, CHAIN)`: positions and momenta of the thermostats; step `()`."""
+    frame; chain `(2, CHAIN)`: positions and momenta of the thermostats; step `()`; barostat
+    `(BAROSTAT,)`: its numbers; reference `(3, 3)` Å: the cell that they refer to."""
 
     species: tuple[str, ...]
     positions: Floats
@@ -62,6 +98,8 @@ class ReplicaState:
     aparam: Floats | None
     chain: Floats
     step: int
+    barostat: Floats | None = None
+    reference: Floats | None = None
 
     def dumps(self) -> bytes:
         """The state as an `.npz` archive, without loss of precision."""
@@ -110,6 +148,8 @@ def initial_state(frame: Frame, md: Md, temperature: float, seed: int) -> Replic
         aparam=frame.aparam,
         chain=np.zeros((2, CHAIN)),
         step=0,
+        barostat=np.zeros(BAROSTAT),
+        reference=frame.cell,
     )
 
 

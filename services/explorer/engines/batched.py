@@ -11,17 +11,23 @@ import uuid
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 
-from dpstream.services.explorer.batched.replica import Terms, freedoms, initial_state
+from dpstream.services.explorer.batched.replica import (
+    DISTRIBUTION,
+    Terms,
+    has_barostats,
+    initial_state,
+)
 from dpstream.services.explorer.engines.base import TrajectoryRequest, TrajectorySegment
-from dpstream.services.explorer.lammps.script import COLDEST
-from dpstream.shared.atoms.frames import Batch, canonical
+from dpstream.services.explorer.lammps.script import check_start
+from dpstream.shared.atoms.frames import Batch, Frame, canonical
 from dpstream.shared.spec import Md
 
-ENSEMBLES = ("nve", "nvt")
+ENSEMBLES = ("nve", "nvt", "npt-iso", "npt-aniso")
 LIBRARY = "torch_sim"
 INSTALL = "pip install torch-sim-atomistic"
 SUFFIX = ".pth"
@@ -37,7 +43,7 @@ class BatchedDynamics:
 
     def start(self) -> None:
         request = self.request
-        check_dynamics(request.md, len(request.frame.species))
+        check_dynamics(request.md, request.frame)
         check_worker(request)
         seed, temperature = request.command.seed, request.command.condition.temperature
         self._put(initial_state(request.frame, request.md, temperature, seed).dumps())
@@ -72,30 +78,27 @@ class BatchedDynamics:
         return batch.call(operation, self.name, arguments, context)
 
     def _terms(self) -> Mapping[str, Any]:
-        request, md = self.request, self.request.md
-        return vars(
-            Terms(
-                models=tuple(map(str, request.committee.models)),
-                driver=request.command.driver,
-                type_map=request.committee.type_map,
-                ensemble=md.ensemble,
-                timestep=md.timestep,
-                every=md.every,
-                temperature=max(request.command.condition.temperature, COLDEST),
-                tau_t=md.tau_t,
-                freedoms=freedoms(request.frame),
-                overlap=md.overlap,
-                stop_after=md.stop_after,
-                trust=request.command.trust.model_dump(),
-                pinned=request.command.pinned,
-            )
+        request, command = self.request, self.request.command
+        terms = Terms.under(
+            request.md,
+            command.condition,
+            request.frame,
+            models=tuple(map(str, request.committee.models)),
+            driver=command.driver,
+            type_map=request.committee.type_map,
+            trust=command.trust.model_dump(),
+            pinned=command.pinned,
+            seed=command.seed,
         )
+        return vars(terms)
 
     def _frames(self) -> Batch:
         """The frames of the last segment."""
         with np.load(self.request.folder / "frames.npz", allow_pickle=False) as found:
             start = self.request.frame
-            moved = (replace(start, positions=positions) for positions in found["positions"])
+            cells = [None if start.cell is None else cell for cell in found["cells"]]
+            places = zip(found["positions"], cells, strict=True)
+            moved = [replace(start, positions=r, cell=cell) for r, cell in places]
             return Batch.of(
                 [canonical(frame).frame for frame in moved],
                 devi_f=found["devi_f"],
@@ -104,20 +107,34 @@ class BatchedDynamics:
             )
 
 
-def check_dynamics(md: Md, n_atoms: int) -> None:
+def check_dynamics(md: Md, frame: Frame) -> None:
     """Raises ValueError for dynamics that this engine does not have."""
-    if n_atoms == 1:
-        raise ValueError("a single atom has no dynamics: use a supercell")
-    if md.ensemble not in ENSEMBLES:
+    check_start(frame, md)
+    if md.ensemble == "npt-tri":
         raise ValueError(
-            f"batched: does not support {md.ensemble}, because TorchSim 0.3.0 has no sound "
-            f"barostat; supported: {', '.join(ENSEMBLES)}; use engine md for {md.ensemble}"
+            "batched: does not support npt-tri, because the triclinic barostat of TorchSim 0.6.2 "
+            f"shears the cell otherwise than the atoms; supported: {', '.join(ENSEMBLES)}; use "
+            "engine md for npt-tri"
         )
 
 
+def lacking_barostat(md: Md) -> str | None:
+    """Why this machine's TorchSim cannot run the ensemble, or None."""
+    if not md.ensemble.startswith("npt") or has_barostats():
+        return None
+    return (
+        f"batched: {md.ensemble} needs TorchSim 0.6, which needs Python 3.12; the barostats of "
+        f"TorchSim {metadata.version(DISTRIBUTION)} are wrong; use engine md for {md.ensemble}"
+    )
+
+
 def check_worker(request: TrajectoryRequest) -> None:
-    """Raises ValueError if this worker lacks TorchSim or the models are not PyTorch's."""
+    """Raises ValueError if this worker lacks TorchSim or a sound barostat, or the models are not
+    PyTorch's."""
     if importlib.util.find_spec(LIBRARY) is None:
         raise ValueError(f"batched: this worker lacks TorchSim; {INSTALL}")
+    lacking = lacking_barostat(request.md)
+    if lacking is not None:
+        raise ValueError(lacking)
     if any(model.suffix != SUFFIX for model in request.committee.models):
         raise ValueError(f"batched: needs {SUFFIX} models; set training.backend: pytorch")

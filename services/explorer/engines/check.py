@@ -40,7 +40,7 @@ def check_engine(stage: Stage, condition: Condition, frame: Frame, trusting: boo
     elif isinstance(settings, Potential):
         pair_commands(settings, {name: Path(name) for name in settings.files}, trusting)
     elif isinstance(settings, Batched):
-        check_dynamics(stage.md, len(frame.species))
+        check_dynamics(stage.md, frame)
     elif isinstance(settings, Pimd):
         pimd_fix(stage.md, condition)
     elif isinstance(settings, Gromacs):

@@ -107,7 +107,7 @@ def resume_script(
     frame: Frame, restart: Path, md: Md, condition: Condition, pair: list[str]
 ) -> Script:
     """A trajectory from a restart file, which includes the state of thermostat and barostat."""
-    _refuse(frame, md)
+    check_start(frame, md)
     dynamics = _dynamics(frame, md, condition)
     return Script(header(frame.cell is None), _change_box(frame), str(restart), pair, dynamics, [])
 
@@ -151,7 +151,8 @@ def _numbers(values: Floats) -> str:
     return " ".join(map(repr, values.tolist()))
 
 
-def _refuse(frame: Frame, md: Md) -> None:
+def check_start(frame: Frame, md: Md) -> None:
+    """Raises ValueError for a single atom and for a barostat with a molecule in vacuum."""
     if len(frame.species) == 1:
         raise ValueError("a single atom has no dynamics: use a supercell")
     if frame.cell is None and md.ensemble.startswith("npt"):
