@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.services.trainer.device_facts import device_facts, precision
+from dpstream.services.trainer.training import TrainingJob
 from dpstream.shared import messages as m
 from dpstream.shared.codec import decode, encode
+from dpstream.shared.errors import Temporary
 from dpstream.shared.runtime.device import Device, chosen
 from dpstream.shared.values import DeviceFacts
 from dpstream.terminal.status import figures
@@ -94,3 +99,29 @@ def test_the_status_names_the_device_of_the_newest_models(tmp_path: Path) -> Non
     store = sample_ledger.write_sample(tmp_path)
     status = CampaignView.read(store, sample_ledger.NAME).status
     assert figures(status)["trained on"] == str(sample_ledger.CPU)
+
+
+class JaxJob(TrainingJob):
+    """A training with JAX, whose engine reports the CPU."""
+
+    def __init__(self, device: Device) -> None:
+        self.spec: Any = SimpleNamespace(training=SimpleNamespace(backend="jax"))
+        self.resources: Any = SimpleNamespace(device=device, described={})
+
+    def _run(self, operation: str, arguments: Any) -> Any:
+        return {"backend": "jax 0.11.2", "device": "cpu", "runtime": ""}
+
+
+def test_jax_without_its_plugin_says_that_it_leaves_the_gpu_unused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has_gpus(monkeypatch, H200)
+    reason = "jax 0.11.2 cannot use NVIDIA H200; pip install 'dpstream[jax-cuda]'"
+    with capture_logs() as logged:
+        JaxJob(chosen("auto"))._check_device()
+    assert [(each["event"], each["reason"]) for each in logged] == [("training on the CPU", reason)]
+    with pytest.raises(Temporary, match=re.escape(reason)):
+        JaxJob(chosen("cuda"))._check_device()
+    with capture_logs() as logged:
+        JaxJob(chosen("cpu"))._check_device()
+    assert logged == []
