@@ -227,9 +227,9 @@ def test_a_task_far_beyond_its_time_is_stuck(
     workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dpstream.shared.runtime.worker.GRACE", -60.0 + 0.05)  # label() has 60 s
-    workers.send(label())
     worker: Worker[Any] = workers.worker(patient)
     assert worker.stuck is None
+    workers.send(label())
     workers.next_event()
     waited = threading.Event()
     while worker.stuck is None:
