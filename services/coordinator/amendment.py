@@ -297,8 +297,12 @@ class Amended:
     def trains_again(self) -> bool:
         """Whether the committee training under way, of which a member was given up, begins again by
         the new settings. A limit on its time needs no new training."""
-        if not any(self._is_given_up(task) for task in self.state.tasks.values()):
-            return False
+        given_up = any(self._is_given_up(task) for task in self.state.tasks.values())
+        return given_up and self._trains_otherwise
+
+    @property
+    def _trains_otherwise(self) -> bool:
+        """Whether trainings have other results: a limit on their time changes none."""
         keys = changed_keys(flat(self.state.spec), flat(self.given))
         return any(is_below(key, "training") and key != "training.max_hours" for key in keys)
 
@@ -307,7 +311,7 @@ class Amended:
 
     @property
     def trains_final_again(self) -> bool:
-        return bool(self.ahead) or changes_below(self.state.spec, self.given, "training")
+        return bool(self.ahead) or self._trains_otherwise
 
     @property
     def verifies_again(self) -> bool:

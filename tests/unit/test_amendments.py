@@ -17,6 +17,7 @@ from dpstream.services.coordinator.views.overview import headline
 from dpstream.shared import messages as m
 from dpstream.shared.codec import queue_of
 from dpstream.shared.spec import Spec
+from dpstream.shared.values import OfferedFrame
 from tests.support.amendments import (
     amendment,
     changed,
@@ -34,7 +35,7 @@ from tests.support.lossy_delivery import (
     replayed,
     resumed,
 )
-from tests.support.single_tasks import give_up
+from tests.support.single_tasks import ATTEMPTS, claim, give_up, lapsed, next_attempt
 from tests.support.soak import examples
 
 SEEDS = st.integers(0, 2**32)
@@ -453,6 +454,55 @@ def test_an_ended_campaign_goes_on_with_the_stages_that_are_added() -> None:
     assert state.dataset.version >= dataset
     finals = [c for c in campaign.decisions(m.Train) if c.final]
     assert len({c.task for c in finals}) == 2, "the final model is trained once per plan"
+
+
+@pytest.mark.parametrize("lapses", [0, 1, ATTEMPTS - 1])
+def test_a_task_that_was_lost_after_the_end_is_done_when_the_campaign_goes_on(lapses: int) -> None:
+    campaign = campaign_of()
+    campaign.until(lambda state: state.committee.version)
+    frame = OfferedFrame(species=("H",), positions=((1.0, 0.0, 0.0),))
+    campaign.deliver(
+        m.StructuresProposed(
+            id="offer",
+            campaign="world",
+            time=1.0,
+            generator="ga",
+            correlation="a",
+            frames=(frame,),
+        )
+    )
+    command = campaign.hold(m.Screen)[0]
+    for _ in range(lapses):
+        claim(campaign, command)
+        command = next_attempt(campaign, lapsed(command))
+    assert campaign.run().finished is not None
+    claim(campaign, command)
+    assert campaign.deliver(lapsed(command)) == ()
+    assert campaign.state.tasks[command.task].status == "lost"
+    decided = campaign.deliver(amendment(with_stage(campaign.state.spec, "hotter")))
+    if lapses == ATTEMPTS - 1:
+        assert [d.task for d in decided if isinstance(d, m.TaskAbandoned)] == [command.task]
+    else:
+        (again,) = [d for d in decided if isinstance(d, m.Screen)]
+        assert (again.task, again.attempt) == (command.task, command.attempt + 1)
+    assert campaign.run(check_counters).finished is not None
+    assert not campaign.state.alive(m.Screen)
+    assert [each.proposal for each in campaign.decisions(m.StructuresJudged)]
+
+
+def test_more_time_for_trainings_alone_keeps_the_final_model() -> None:
+    campaign = campaign_of("lockstep")
+    before = campaign.run()
+    trained = len(campaign.decisions(m.Train))
+    campaign.deliver(amendment(changed(campaign.state.spec, training={"max_hours": 99.0})))
+    state = campaign.run(check_counters)
+    assert state.finished is not None
+    assert state.finished.plan == 2
+    assert (state.final, len(campaign.decisions(m.Train))) == (before.final, trained)
+    more = {"max_hours": 99.0, "final": {"steps_factor": 5.0}}
+    campaign.deliver(amendment(changed(campaign.state.spec, training=more), follows=2))
+    campaign.run(check_counters)
+    assert len(campaign.decisions(m.Train)) == trained + 1
 
 
 def test_an_ended_campaign_learns_all_its_labels_before_it_explores_further() -> None:

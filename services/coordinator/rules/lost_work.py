@@ -17,6 +17,7 @@ from dpstream.shared.values import stable_id
 
 ESSENTIAL = (m.Train, m.Select, m.Audit, m.Measure)
 """Tasks the campaign cannot continue without: abandoning one pauses it."""
+LOST = "the worker was lost"
 FROM_THE_START: dict[type[m.Command], dict[str, Any]] = {
     m.Train: {"resume": None},
     m.Explore: {"resume": None, "from_chunk": 0},
@@ -32,9 +33,22 @@ def reissue_lost(decisions: Decisions) -> None:
     task = decisions.state.tasks.get(event.task)
     if task is None or task.status != "lost" or decisions.state.finished is not None:
         return
-    permanent = isinstance(event, m.TaskFailed) and event.permanent
-    if permanent or task.lapses >= decisions.state.spec.max_attempts:
-        reason = getattr(event, "reason", "") or "the worker was lost"
+    reason = getattr(event, "reason", "") or LOST
+    if isinstance(event, m.TaskFailed) and event.permanent:
+        _abandon(decisions, task, reason)
+    else:
+        _reissue_or_abandon(decisions, task, reason)
+
+
+def reissue_all_lost(decisions: Decisions) -> None:
+    """Issues the next attempt of the tasks that were lost while the campaign had ended."""
+    for task in decisions.state.under_way():
+        if task.status == "lost":
+            _reissue_or_abandon(decisions, task, LOST)
+
+
+def _reissue_or_abandon(decisions: Decisions, task: Task, reason: str) -> None:
+    if task.lapses >= decisions.state.spec.max_attempts:
         _abandon(decisions, task, reason)
     else:
         _reissue(decisions, task)

@@ -10,7 +10,12 @@ from dpstream.services.coordinator.amendment import (
     waits,
 )
 from dpstream.services.coordinator.decisions import Decisions, cancel, tasks_of
-from dpstream.services.coordinator.rules.lost_work import ESSENTIAL, abandoned, move_open_labels
+from dpstream.services.coordinator.rules.lost_work import (
+    ESSENTIAL,
+    abandoned,
+    move_open_labels,
+    reissue_all_lost,
+)
 from dpstream.services.coordinator.rules.training import start_training
 from dpstream.services.coordinator.rules.trust import opening_trust, set_trust
 from dpstream.shared import messages as m
@@ -65,6 +70,8 @@ def _put_in_force(decisions: Decisions, event: m.CampaignAmended, amended: Amend
     )
     if amended.new_trust and decisions.state.exploration.stage.trust is not None:
         set_trust(decisions, opening_trust(decisions.state)[0], f"by plan {number}")
+    if state.finished is not None:
+        reissue_all_lost(decisions)
     move_open_labels(decisions)
     if amended.trains_again and not decisions.state.stages_over:
         start_training(decisions, again_cold=state.committee.is_training_cold)
