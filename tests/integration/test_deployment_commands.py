@@ -92,10 +92,12 @@ def call(
 
 def test_a_campaign_from_submission_to_verdict(deployment: Deployment, call: Call) -> None:
     status, said = call("submit", "small.yaml", "--wait", "0")
-    assert (status, said) == (
-        0,
-        "small: no coordinator answered within 0 s; the request takes effect when one runs (python "
-        "-m dpstream.services.coordinator)\n",
+    assert status == 0
+    assert said.startswith("campaign small: ")
+    assert "labels at most" in said
+    assert said.endswith(
+        "\nsmall: no coordinator answered within 0 s; the request takes effect when one runs "
+        "(python -m dpstream.services.coordinator)\n"
     )
     started, api = deployment.api()
     with deployment.prompt_worker(), api:
@@ -151,7 +153,7 @@ def test_an_amendment_while_it_runs_and_after_its_end(deployment: Deployment, ca
 
 def test_pause_resume_and_cancel(deployment: Deployment, call: Call) -> None:
     deployment.coordinator()
-    assert call("submit", "small.yaml")[1].startswith("small: stage cold (1 of 1)")
+    assert "\nsmall: stage cold (1 of 1)" in call("submit", "small.yaml")[1]
     assert call("pause", "small", "--why", "the power goes") == (
         0,
         "small: paused: the power goes\n",

@@ -17,6 +17,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from ase.build import molecule
+from ase.calculators.emt import EMT
 
 from dpstream import cli
 from dpstream.deploy.devcluster import cluster as module
@@ -222,6 +224,39 @@ def test_workers_come_with_the_work_and_leave_after_it(site: Site) -> None:
     assert site.labels() > 2
     assert "stopped: " in site.call("down", "--wipe")
     assert site.processes() == []
+
+
+@pytest.mark.soak
+def test_the_right_workers_come_for_a_campaign_that_waits_for_them(site: Site) -> None:
+    """The workers of the cheap pool may not run the calculator. They end, their pool pauses, and
+    those of the other pool take up the campaign, which had paused; `submit` has the labelers
+    compare the imported labels first."""
+    pool = {"engine": "process", "serves": ["label.ase"], "max": 1, "idle_exit": 20}
+    pool |= {"start_time": 1, "worth": 0, "source": ["cluster/access/labelers.env"]}
+    other = {"DPSTREAM_LABELER_CALCULATORS": "ase.calculators.lj.LennardJones"}
+    fleet = {
+        "deployment": "up",
+        "pools": {"wrong": pool | {"envs": other}, "right": pool | {"price": 1.0}},
+    }
+    (site.folder / "fleet.yaml").write_text(yaml.safe_dump(fleet))
+    methane = molecule("CH4")
+    methane.calc = EMT()
+    methane.get_forces()
+    methane.write(site.folder / "set.extxyz")
+    labels = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
+    initial = {"data": ["set.extxyz"], "perturb": {"copies": 2}}
+    spec = write_spec(site.folder, stages=[COLD], labels=labels, initial=initial)
+    words = ("up", "--fleet", "fleet.yaml", "--workers", "trainer=0,explorer=0")
+    site.call(*words, DPSTREAM_PATIENCE="5")
+    assert "cross-check" in site.user("submit", str(spec), "--force")
+    wait_until(lambda: whole_state(site.store, "small").paused is not None, 2 * PROMPT)
+    assert "is not in this worker's DPSTREAM_LABELER_CALCULATORS" in site.user("status")
+    wait_until(lambda: site.labels() > 0, 4 * PROMPT)
+    state = whole_state(site.store, "small")
+    assert (state.paused, state.cross_check.over) == (None, True)
+    logs = sorted((site.folder / "worker-logs").rglob("*wrong*"))
+    assert all("every task was declined" in log.read_text() for log in logs if log.is_file())
+    assert 3 <= len(logs) < 6
 
 
 def check_that_each_knows_only_its_own(site: Site) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 import pytest
 
 from dpstream import cli
+from dpstream.commands import deployment
+from dpstream.shared.bus.memory import InProcessBus
 
 
 def run_command(
@@ -18,3 +21,11 @@ def run_command(
         cli.main()
     printed = capture.readouterr()
     return int(ended.value.code or 0), printed.out, printed.err
+
+
+def with_embedded_broker(monkeypatch: pytest.MonkeyPatch) -> InProcessBus:
+    """Commands of a deployment publish there instead of at a broker."""
+    bus = InProcessBus()
+    monkeypatch.setattr(deployment, "open_bus", lambda broker: bus)
+    monkeypatch.setattr(deployment, "closing", nullcontext)
+    return bus

@@ -7,10 +7,15 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpstream.services.coordinator.ledger.submission import submission as submitted
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.views.overview import overview
 from dpstream.shared import messages as m
@@ -23,6 +28,7 @@ from tests.support.campaign_simulator import (
     spec,
     submission,
 )
+from tests.support.command_line import run_command, with_embedded_broker
 from tests.support.coordinator import CoordinatorHarness
 from tests.support.lossy_delivery import (
     LossyDelivery,
@@ -199,3 +205,40 @@ def test_the_coordinator_goes_on_with_the_checks_after_a_restart(tmp_path: Path)
     harness.coordinator.open_all()
     harness.step()
     assert harness.finish().finished
+
+
+def test_submit_shows_the_plan_and_computes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The data has another energy zero, by which the labelers will know it."""
+    monkeypatch.chdir(tmp_path)
+    atoms = molecule("CH4")
+    atoms.write("a.xyz")
+    atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((5, 3)))
+    atoms.write("set.extxyz")
+    stage = {"name": "one", "systems": ["a"], "temperatures": [300]}
+    document = {
+        "name": "light",
+        "type_map": ["C", "H"],
+        "systems": {"a": {"structures": ["a.xyz"]}},
+        "initial": {"data": ["set.extxyz"]},
+        "stages": [stage],
+    }
+    Path("light.yaml").write_text(yaml.safe_dump(document))
+    with_embedded_broker(monkeypatch)
+    store = FolderStore(Path("runs"))
+
+    def submit(*options: str) -> str:
+        words = ("submit", "light.yaml", "--wait", "0", "--store", "runs", *options)
+        status, out, err = run_command(monkeypatch, capsys, *words)
+        assert status == 0, err
+        return " ".join(out.split())
+
+    said = submit()
+    assert "the labelers compute 1 of 1 imported labels again before anything else" in said
+    wanted = submitted(store, "light").cross_check
+    assert wanted is not None
+    assert [each.formula for each in wanted.labels] == ["C1H4"]
+    assert not list(store.list("labels/"))
+    assert "imported labels again" not in submit("--no-cross-check", "--name", "bold")
+    assert submitted(store, "bold").cross_check is None

