@@ -154,8 +154,10 @@ def as_before(spec: Spec, earlier: Spec) -> Spec:
         labels = changes.get("labels", spec.labels)  # submitted from a machine without the code
         changes["labels"] = labels.model_copy(update={"version": earlier.labels.version})
     once = spec.mode == "lockstep" and not any(stage.repeat for stage in spec.stages)
-    if once and (earlier.selection.policy, spec.selection.policy) == ("random", "uniform"):
-        changes["selection"] = spec.selection.model_copy(update={"policy": "random"})
+    imported = once and (earlier.selection.policy, spec.selection.policy) == ("random", "uniform")
+    if spec.selection.policy is None or imported:
+        policy = {"policy": earlier.selection.policy}
+        changes["selection"] = spec.selection.model_copy(update=policy)
     return spec.model_copy(update=changes)
 
 

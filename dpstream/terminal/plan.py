@@ -284,7 +284,7 @@ def _selection_words(spec: Spec) -> str:
         sizes += [] if selection.pool_share is None else [f"{selection.pool_share:.1%}"]
         pool = f" from the {' or '.join(sizes)} largest deviations of each system"
     return (
-        f"{cut}{selection.policy}{pool}, at most {selection.per_round} labels per round and "
+        f"{cut}{selection.drawn_by}{pool}, at most {selection.per_round} labels per round and "
         f"{selection.per_trajectory} per trajectory and version, {selection.min_separation:g} ps "
         f"apart; {spec.audit.per_round} audit labels per round, never trained on"
     )

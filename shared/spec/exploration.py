@@ -124,11 +124,15 @@ class Clusters(Section):
     )
 
 
+Policy = Literal["random", "uniform", "max-deviation", "diverse"]
+
+
 class Selection(Section):
-    policy: Literal["random", "uniform", "max-deviation", "diverse"] = Field(
-        default="random",
-        description="which candidates are labelled; random: drawn from conditions and time bins in "
-        "turn; uniform: each with the same probability, as by DP-GEN",
+    policy: Policy | None = Field(
+        default=None,
+        description="which candidates are labelled; uniform (the default): each with the same "
+        "probability, as by DP-GEN; random: drawn from conditions and time bins in turn; "
+        "max-deviation: the largest deviations; diverse: the most diverse environments",
     )
     per_round: int = Field(default=20, ge=1, description="largest number of new labels per round")
     per_system: int | None = Field(
@@ -178,6 +182,12 @@ class Selection(Section):
     max_skew: Positive = Field(
         default=1.0, description="largest tilt of the cell, relative to the edge it tilts along"
     )
+
+    @property
+    def drawn_by(self) -> Policy:
+        """The policy. The default is resolved here, so that a campaign of an earlier release, whose
+        stored spec states its own, keeps that."""
+        return self.policy or "uniform"
 
     @model_validator(mode="after")
     def _shrinks(self) -> Selection:

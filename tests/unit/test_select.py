@@ -278,6 +278,13 @@ def test_diverse_asks_the_bench_and_finds_the_stretched_atom(tmp_path):
     assert [c.trajectory for c in event.labels] == ["a0", "a3"]
 
 
+def test_the_usual_draw_is_uniform(tmp_path):
+    place = Workplace(tmp_path)
+    items = [place.item(f"a{i}", [place.frame()]) for i in range(3)]
+    event = place.select(Pool(candidates=tuple(items)), labels=1)
+    assert event.labels[0].reason.startswith("uniform draw, from ")
+
+
 @pytest.mark.parametrize("policy", ["random", "uniform", "max-deviation", "diverse"])
 def test_the_same_pool_in_another_order_gives_the_same_choice(tmp_path, policy):
     place = Workplace(tmp_path, selection={"policy": policy})

@@ -230,6 +230,15 @@ def test_a_uniform_draw_takes_conditions_in_proportion_to_their_candidates():
     assert draws[0][0].reason.startswith("uniform draw, from ch4 ")
 
 
+def test_a_uniform_draw_takes_explored_and_offered_frames_in_turn():
+    """However many a generator offers, and whatever the conditions of the explored ones."""
+    there = COLD.model_copy(update={"system": "generator:g"})
+    offered = [replace(c, trajectory=f"generator:g/1/{c.row}") for c in one_each(90, there)]
+    explored = one_each(8, HOT, first=500) + one_each(2, COLD, first=600)
+    picks = choose(offered + explored, SelectionRules(10, 1, "uniform")).picks
+    assert sum(p.condition == there for p in picks) == 5
+
+
 def test_a_uniform_draw_takes_from_each_system_up_to_its_limit():
     pool = one_each(40, HOT) + one_each(5, WATER, first=500)
     picks = choose(pool, SelectionRules(20, 1, "uniform", per_system=8)).picks

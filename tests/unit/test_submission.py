@@ -285,3 +285,12 @@ def test_a_submission_goes_over_the_bus_without_its_lists(
     said = announced(event)
     assert len(encode(said)) < 2000
     assert (said.id, said.spec, said.recipe, said.frames) == (event.id, event.spec, recipe, ())
+
+
+def test_a_campaign_keeps_the_draw_that_was_usual_when_it_began(
+    store: FolderStore, gathered: Gathered, recipe: Recipe
+) -> None:
+    first = submit(spec(selection={"policy": "random"}), gathered, recipe, store, now=1.0)
+    assert submit(spec(), gathered, recipe, store, now=2.0) == first
+    with pytest.raises(SpecError, match=r'selection\.policy "random" → "diverse"'):
+        submit(spec(selection={"policy": "diverse"}), gathered, recipe, store, now=2.0)

@@ -270,7 +270,8 @@ def draw_number(seed: int, *parts: object) -> bytes:
     return hashlib.sha256("\x1f".join(str(p) for p in (seed, *parts)).encode()).digest()
 
 
-Stratum = tuple[Condition, Hashable]
+Stratum = tuple[Hashable, Hashable]
+"""Condition or source, and what divides it further."""
 
 
 def deal(
@@ -321,9 +322,13 @@ def _random(pool: Sequence[Candidate], limits: SelectionLimits) -> list[Candidat
 
 
 def _uniform(pool: Sequence[Candidate], limits: SelectionLimits) -> list[Candidate]:
-    """A seeded random draw in which every candidate is equally likely."""
-    for candidate in sorted(pool, key=lambda c: draw_number(limits.rules.seed, c.key)):
-        limits.admit(candidate)
+    """A seeded random draw in which every explored candidate is equally likely. Explored frames and
+    those of each generator are taken in turn, so that none crowds out the others."""
+
+    def source(candidate: Candidate) -> Stratum:
+        return candidate.condition if is_offered(candidate.trajectory) else "explored", None
+
+    deal(pool, source, limits.rules.seed, limits.admit, lambda: limits.full)
     return [c.picked(f"uniform draw, from {c.condition}") for c in limits.chosen]
 
 

@@ -181,7 +181,7 @@ def _rules(spec: Spec, command: Select, failed_instead: bool) -> SelectionRules:
     return SelectionRules(
         labels=command.labels,
         seed=command.seed,
-        policy="least-deviation" if failed_instead else selection.policy,
+        policy="least-deviation" if failed_instead else selection.drawn_by,
         per_system=command.per_system,
         caps=command.caps,
         min_per_system=selection.min_per_system,
