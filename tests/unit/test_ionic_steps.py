@@ -119,8 +119,9 @@ def test_cp2k_steps_without_positions_are_left_out_with_the_file_that_lacks(tmp_
     check_steps(taken, [0], HARTREE, HARTREE / BOHR)
     assert count.left_out == {"frame": 2}
     assert "h2-pos-1.xyz beside the output has no positions" in count.examples["frame"]
-    (tmp_path / "h2-pos-1.xyz").write_text(trajectory([1, 2])[:-30])
-    check_steps(read(tmp_path / "out")[0], [0, 1], HARTREE, HARTREE / BOHR)
+    for cut in (2, 30, 75):  # in the last number, in the last line, in the line before
+        (tmp_path / "h2-pos-1.xyz").write_text(trajectory([1, 2])[:-cut])
+        check_steps(read(tmp_path / "out")[0], [0, 1], HARTREE, HARTREE / BOHR)
 
 
 def test_a_cell_of_cp2k_that_changes_is_that_of_the_step(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_cell_of_cp2k_that_changes_is_that_of_the_step(tmp_path: Path) -> None
     assert (len(taken), count.left_out) == (1, {"frame": 2})
     assert "h2-1.cell beside the output has no cell" in count.examples["frame"]
     rows = [f"{n} 0.0 {EDGE + n} 0 0 0 {EDGE} 0 0 0 {EDGE} 130.0" for n in (1, 2)]
-    (tmp_path / "h2-1.cell").write_text("\n".join(["# Step  Time [fs] Ax", *rows]))
+    (tmp_path / "h2-1.cell").write_text("\n".join(["# Step  Time [fs] Ax", *rows, ""]))
     taken, _ = read(tmp_path / "out")
     check_steps(taken, [0, 1, 2], HARTREE, HARTREE / BOHR)
     assert [each.frame.cell[0, 0] for each in taken] == [5, 6, 7]  # type: ignore[index]

@@ -131,9 +131,9 @@ def _trajectory(folder: Path, text: str) -> _Trajectory:
 
 def _written(text: str) -> Iterator[_Written]:
     """The configurations of a trajectory; the last may be cut off."""
-    lines = text.splitlines()
+    lines = _whole_lines(text)
     at = 0
-    while at + 1 < len(lines):
+    while at + 1 < len(lines) and lines[at].strip().isdigit():
         count, comment = int(lines[at]), COMMENT.search(lines[at + 1])
         rows = [line.split()[1:4] for line in lines[at + 2 : at + 2 + count]]
         at += 2 + count
@@ -142,8 +142,13 @@ def _written(text: str) -> Iterator[_Written]:
         yield _Written(int(comment[1]), float(comment[2]), np.array(rows, dtype=np.float64))
 
 
+def _whole_lines(text: str) -> list[str]:
+    """The lines without one that is cut off, of which the last number may lack digits."""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
 def _cells(text: str) -> dict[int, Floats]:
-    rows = [line.split() for line in text.splitlines() if not line.startswith("#")]
+    rows = [line.split() for line in _whole_lines(text) if not line.startswith("#")]
     return {
         int(row[0]): np.array(row[2:11], dtype=np.float64).reshape(3, 3)
         for row in rows
