@@ -254,6 +254,18 @@ def test_the_doctor_names_a_backend_that_leaves_the_gpu_unused(
     assert (missing.state, missing.fix) == ("missing", "pip install 'dpstream[jax]'")
 
 
+def test_the_doctor_finds_a_keyword_that_gives_no_label(call: Call) -> None:
+    """As do the commands that label by a recipe."""
+    keywords = {"FORCE_EVAL": {"STRESS_TENSOR": "NUMERICAL"}}
+    labels = {"code": "cp2k", "version": "2023.1", "settings": {"keywords": keywords}}
+    write_copper_spec(labels=labels)
+    (finding,) = doctor._spec(Path("spec.yaml"))[2]
+    words = "labels.settings.keywords: FORCE_EVAL.STRESS_TENSOR: NUMERICAL: use ANALYTICAL"
+    assert (finding.state, finding.detail) == ("missing", f"spec.yaml: {words}")
+    status, said = call("label", "Cu.xyz", "--recipe", "spec.yaml")
+    assert (status, words in said) == (2, True)
+
+
 def test_the_doctor_says_how_to_mend_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finding = doctor._missing("x", Permanent("tblite is not installed; pip install y"))
     assert (finding.detail, finding.fix) == ("tblite is not installed", "pip install y")

@@ -34,7 +34,7 @@ from dpstream.running.connection import is_folder, open_bus, open_store
 from dpstream.running.label_here import LabelMethod
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.base import FileCode
-from dpstream.services.labeler.recipes import installed_codes, make_recipe
+from dpstream.services.labeler.recipes import installed_codes, make_recipe, unlabelable
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.services.trainer.device_facts import on_gpu
 from dpstream.services.trainer.resources import TrainerResources
@@ -216,6 +216,8 @@ def _spec(path: Path | None) -> tuple[Spec | None, Own | None, list[Finding]]:
         return None, None, []
     try:
         spec, gathered, _ = prepared(path, None, None, engines=False)
+        if problem := unlabelable(spec.labels):
+            raise SpecError(f"{path}: {problem}")
     except SpecError as error:
         return None, None, [_missing("spec", error)]
     systems = gathered.systems
