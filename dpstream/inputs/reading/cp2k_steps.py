@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +56,16 @@ class _Trajectory:
     written: Sequence[_Written]
     cells: Mapping[int, Floats] | None
 
+    @cached_property
+    def energies(self) -> Floats:
+        return np.array([each.energy for each in self.written])
+
     def frame(self, energy: float, start: Frame) -> tuple[Frame | None, str]:
         """The configuration with this energy, or why there is none. `start`: the first one."""
-        found = next((w for w in self.written if abs(w.energy - energy) <= SAME), None)
-        if found is None:
+        near = np.flatnonzero(np.abs(self.energies - energy) <= SAME)
+        if not near.size:
             return None, f"{self.name}-pos-1.xyz beside the output has no positions of this step"
+        found = self.written[near[0]]
         if found.positions.shape != start.positions.shape:
             return None, f"{self.name}-pos-1.xyz has {len(found.positions)} atoms"
         if self.cells is None:
