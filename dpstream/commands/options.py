@@ -19,7 +19,12 @@ import typer
 from dpstream.dpgen.load import load_campaign
 from dpstream.dpgen.machines.here import MachineFile, adopt
 from dpstream.dpgen.machines.pools import Labels
-from dpstream.inputs.check_installed import check_class, check_engines, check_program
+from dpstream.inputs.check_installed import (
+    check_class,
+    check_engines,
+    check_program,
+    gromacs_program,
+)
 from dpstream.inputs.check_training import deepmd_is_here
 from dpstream.inputs.gather import Gathered, gather
 from dpstream.inputs.label_inputs import with_label_inputs
@@ -27,6 +32,7 @@ from dpstream.inputs.systems import SystemStructures
 from dpstream.running.connection import is_folder, open_store
 from dpstream.services.coordinator.ledger.ledger import campaigns
 from dpstream.services.coordinator.ledger.submission import stored_spec
+from dpstream.services.explorer.gromacs.trial import try_inputs
 from dpstream.services.labeler.recipes import (
     left_to_workers,
     make_recipe,
@@ -169,6 +175,8 @@ def checked(
     if missing is not None and engines:
         raise missing
     gathered = gather(spec, folder, elsewhere, structures)
+    if not elsewhere and missing is None:
+        try_inputs(spec, gathered.systems, gromacs_program())
     if missing is not None:
         gathered.warnings.append(f"this machine can submit the campaign, not run it: {missing}")
     if not engines:

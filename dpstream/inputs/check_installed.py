@@ -62,12 +62,16 @@ def _check_torchsim(stage: Stage) -> None:
 
 
 def _check_gromacs() -> None:
-    program = os.environ.get("DPSTREAM_EXPLORER_GROMACS") or "gmx"
-    if shutil.which(program) is None:
+    if shutil.which(gromacs_program()) is None:
         raise SpecError(
-            f"engine gromacs needs GROMACS: {program} is not on PATH; install it (apt install "
-            "gromacs), or set DPSTREAM_EXPLORER_GROMACS"
+            f"engine gromacs needs GROMACS: {gromacs_program()} is not on PATH; install it (apt "
+            "install gromacs), or set DPSTREAM_EXPLORER_GROMACS"
         )
+
+
+def gromacs_program() -> str:
+    """The program of GROMACS on this machine."""
+    return os.environ.get("DPSTREAM_EXPLORER_GROMACS") or "gmx"
 
 
 def check_program(recipe: Recipe) -> None:

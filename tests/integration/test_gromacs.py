@@ -16,8 +16,10 @@ from dpstream.services.explorer.gromacs.inputs import (
     mdp_text,
     parameters,
 )
+from dpstream.services.explorer.gromacs.trial import try_inputs
 from dpstream.shared.atoms.frames import Floats, canonical, min_distance
-from dpstream.shared.spec import Md
+from dpstream.shared.errors import SpecError
+from dpstream.shared.spec import Md, Spec
 from dpstream.shared.spec.engines import Gromacs
 from dpstream.shared.values import Condition
 from tests.support.gromacs import MDP, SPCE, canonical_box, needs_gromacs, water_box
@@ -114,3 +116,24 @@ def test_what_blows_up_has_a_reason_and_the_frames_before_it(tmp_path: Path) -> 
     error = gromacs_run("gmx", str(tmp_path), 400, 1, goes_on=False)
     assert str(error).startswith("Step 0: The total potential energy is")
     assert len(np.load(tmp_path / "frames.npz")["positions"]) < 40
+
+
+def test_inputs_that_gromacs_refuses_are_an_error_before_anything_starts() -> None:
+    def tried(topology: str) -> None:
+        engine = {"kind": "gromacs", "mdp": MDP, "topologies": {"water": topology}}
+        document = {
+            "name": "c",
+            "type_map": ["H", "O"],
+            "systems": {"water": {"structures": ["box.gro"]}},
+            "initial": {"perturb": {}},
+            "stages": [
+                {"name": "s", "systems": ["water"], "temperatures": [300], "engine": engine}
+            ],
+        }
+        try_inputs(Spec.model_validate(document), {"water": [canonical_box(EDGE)]}, "gmx")
+
+    tried(SPCE.format(count=WATERS))
+    with pytest.raises(SpecError, match=r"stages.0.engine: water 300 K: gromacs: No such molecule"):
+        tried(SPCE.format(count=WATERS).replace("SOL 64", "SOX 64"))
+    with pytest.raises(SpecError, match="the topology has H64 O128, the structure H128 O64"):
+        tried(SPCE.format(count=WATERS).replace("2 HW 1", "2 OW 1"))

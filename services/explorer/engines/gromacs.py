@@ -7,8 +7,9 @@ run of `gmx mdrun`, continued by the next from its checkpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,15 +57,7 @@ class GromacsDynamics:
         request = self.request
         seed = stable_seed(request.command.seed, "gromacs")
         files = gromacs_inputs(self.settings, request.md, request.command.condition, seed)
-        files |= inputs_for_names(len(self.order), parameters(self.settings.mdp))
-        for name, text in files.items():
-            (self.folder / name).write_text(text)
-        found = self._call("gromacs_atoms")
-        _raise_if(found.get("error"))
-        atoms = [(str(name), str(element)) for name, element in found["atoms"]]
-        self.order = canonical_order(atoms, self.settings.elements, request.frame.species)
-        self._write_start([name for name, _ in atoms])
-        _raise_if(self._call("gromacs_begin", warnings=self.settings.max_warnings))
+        self.order = prepare(self.settings, files, request.frame, self.folder, self._call)
 
     def resume(self, state: bytes) -> None:
         unpacked(state, self.folder)
@@ -104,18 +97,6 @@ class GromacsDynamics:
         own = {"program": resources.gromacs, "folder": str(self.folder)}
         return resources.call(operation, {**own, **arguments}, self.request.context)
 
-    def _write_start(self, names: list[str]) -> None:
-        """The coordinates to start from, in the topology's order; `names`: of its atoms."""
-        frame = self.request.frame
-        positions, cell = frame.positions, frame.cell
-        if cell is None:
-            cell = room_for(positions, parameters(self.settings.mdp))
-            positions = positions + _offset(positions, cell)
-        placed = np.empty_like(positions)
-        placed[self.order] = positions
-        text = "\n".join(gro_lines(names, placed, cell)) + "\n"
-        (self.folder / "conf.gro").write_text(text)
-
     def _sound(self) -> tuple[list[Frame], str | None]:
         """The frames of the last segment up to an unphysical one, and what is wrong with it."""
         sound: list[Frame] = []
@@ -149,6 +130,36 @@ class GromacsDynamics:
         if not request.vacuum:
             return None
         return request.resources.cutoff(request.committee.models[0], request.context)
+
+
+def prepare(
+    settings: Gromacs,
+    files: Mapping[str, str],
+    frame: Frame,
+    folder: Path,
+    call: Callable[..., Any],
+) -> Ints:
+    """Write the run input of a trajectory from the canonical `frame` to `folder`; the index in the
+    topology of each of its atoms. `files`: see `gromacs_inputs`; `call(operation, **arguments)`
+    runs an operation of the child in `folder`. Raises ValueError if GROMACS refuses the files, and
+    if they do not fit the frame."""
+    given = parameters(settings.mdp)
+    for name, text in {**files, **inputs_for_names(len(frame.species), given)}.items():
+        (folder / name).write_text(text)
+    found = call("gromacs_atoms")
+    _raise_if(found.get("error"))
+    atoms = [(str(name), str(element)) for name, element in found["atoms"]]
+    order = canonical_order(atoms, settings.elements, frame.species)
+    positions, cell = frame.positions, frame.cell
+    if cell is None:
+        cell = room_for(positions, given)
+        positions = positions + _offset(positions, cell)
+    placed = np.empty_like(positions)
+    placed[order] = positions
+    lines = gro_lines([name for name, _ in atoms], placed, cell)
+    (folder / "conf.gro").write_text("\n".join(lines) + "\n")
+    _raise_if(call("gromacs_begin", warnings=settings.max_warnings))
+    return order
 
 
 def gromacs_inputs(settings: Gromacs, md: Md, condition: Condition, seed: int) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,10 @@ def reason(log: Path, status: int) -> str:
 
 def _problem(kind: str, text: str) -> re.Match[str] | None:
     return re.search(PROBLEM.format(kind), text, re.MULTILINE | re.DOTALL)
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "gromacs_atoms": gromacs_atoms,
+    "gromacs_begin": gromacs_begin,
+    "gromacs_run": gromacs_run,
+}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpstream.services.explorer.gromacs.child import gromacs_atoms, gromacs_begin, gromacs_run
+from dpstream.services.explorer.gromacs import child as gromacs
 from dpstream.services.explorer.lammps.path_integral_child import FIX, MPIEXEC, path_integral
 from dpstream.services.explorer.lammps.sanity import unphysical
 from dpstream.services.explorer.lammps.script import Script
@@ -305,9 +305,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "relax": relax,
     "missing_for_beads": missing_for_beads,
     "path_integral": path_integral,
-    "gromacs_atoms": gromacs_atoms,
-    "gromacs_begin": gromacs_begin,
-    "gromacs_run": gromacs_run,
+    **gromacs.OPERATIONS,
     "finds_gpu": finds_gpu,
     "cutoff": cutoff,
     "descriptors": descriptors,
