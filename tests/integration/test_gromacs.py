@@ -137,3 +137,11 @@ def test_inputs_that_gromacs_refuses_are_an_error_before_anything_starts() -> No
         tried(SPCE.format(count=WATERS).replace("SOL 64", "SOX 64"))
     with pytest.raises(SpecError, match="the topology has H64 O128, the structure H128 O64"):
         tried(SPCE.format(count=WATERS).replace("2 HW 1", "2 OW 1"))
+
+
+def test_a_killed_program_is_no_fault_of_the_files(tmp_path: Path) -> None:
+    killed = tmp_path / "gmx"
+    killed.write_text("#!/bin/sh\nkill -KILL $$\n")
+    killed.chmod(0o755)
+    with pytest.raises(RuntimeError, match="was killed, probably because it ran out of memory"):
+        gromacs_begin(str(killed), str(tmp_path), 0)

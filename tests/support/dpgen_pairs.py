@@ -1,8 +1,8 @@
 """Pairs of param.json and machine.json from DP-GEN's own examples, made small.
 
 The files are DP-GEN's, of the recorded data. Changed are numbers (steps, numbers of models, tasks
-and jobs, and trust levels, because models after few steps disagree), paths, and in `Pair.changes`
-what does not run here. Structures and the initial set, which DP-GEN does not include, are made.
+and jobs, cutoffs of the labels, and trust levels, because models after few steps disagree) and
+paths. Structures and the initial set, which DP-GEN does not include, are made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ase.io import write
 
 RUN = "dpgen/examples/run"
 MACHINES = "dpgen/examples/machine/DeePMD-kit-1.x"
-FRAMES = 6
+FRAMES = 3
 """Of the initial set."""
 
 
@@ -88,7 +88,8 @@ def prepared(pair: Pair, data: Path, folder: Path) -> tuple[Path, Path]:
     source = data / pair.param
     document = json.loads(source.read_text())
     for name in pair.elsewhere:
-        (folder / name).write_bytes((source.parent / name).read_bytes())
+        text = (source.parent / name).read_text()
+        (folder / name).write_text(text.replace("@SET CUTOFF 400", "@SET CUTOFF 200"))
     rng = np.random.default_rng(4)
     for number in range(2):
         (folder / "start" / str(number)).mkdir(parents=True)
@@ -107,6 +108,9 @@ def _small(document: dict[str, Any], pair: Pair) -> dict[str, Any]:
         for number, job in enumerate(document["model_devi_jobs"][:2])
     ]
     training = document["default_training_param"]["training"] | {"stop_batch": 100}
+    namelists = document.get("user_fp_params", {})
+    if "system" in namelists:
+        namelists["system"]["ecutwfc"] = 30
     return {
         **document,
         "init_data_prefix": ".",

@@ -19,7 +19,12 @@ import numpy as np
 from dpstream.services.explorer.gromacs.inputs import NM
 from dpstream.services.explorer.running_program import ended
 from dpstream.shared.atoms.frames import Floats
-from dpstream.shared.runtime.child_process import die_with_parent, progressed
+from dpstream.shared.runtime.child_process import (
+    KILLED,
+    die_with_parent,
+    out_of_memory,
+    progressed,
+)
 
 LOG = "gromacs.log"
 LENIENT = 100
@@ -113,7 +118,8 @@ def _has_thread_mpi(program: str, working: Path) -> bool:
 
 
 def _failure(command: list[str], working: Path, answers: str = "") -> str | None:
-    """Run a command in `working`; returns why it failed, or None."""
+    """Run a command in `working`; returns why it failed, or None. Raises RuntimeError if it was
+    killed, which is no fault of the files."""
     (working / "answers").write_text(answers)
     environment = {**os.environ, "GMX_MAXBACKUP": "-1"}
     with (working / LOG).open("wb") as log, (working / "answers").open("rb") as given:
@@ -133,6 +139,8 @@ def _failure(command: list[str], working: Path, answers: str = "") -> str | None
             )
         status = ended(process, lambda: _written(working))
     progressed()
+    if status in KILLED:
+        raise RuntimeError(out_of_memory(command[0]))
     return None if status == 0 else reason(working / LOG, status)
 
 
