@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 
 from dpstream.services.explorer.resources import ExplorerResources
@@ -14,12 +15,20 @@ from dpstream.services.explorer.tasks.select import select
 from dpstream.services.explorer.tasks.verify import verify
 from dpstream.shared.messages import Audit, Command, Explore, Judge, Measure, Screen, Select, Verify
 from dpstream.shared.runtime.context import Context, Handler
+from dpstream.shared.spec.engines import Gromacs
 from dpstream.shared.values import Committee, Ref
 
 
 def unserved(resources: ExplorerResources, command: Command, context: Context) -> str | None:
-    """What this worker lacks to load the command's models; None: nothing."""
+    """What this worker lacks to load the command's models or to run its engine; None: nothing."""
+    if isinstance(command, Explore) and _without_gromacs(resources, command, context):
+        return f"no GROMACS ({resources.gromacs}); DPSTREAM_EXPLORER_GROMACS names its program"
     return next(filter(None, map(resources.lacks, _models(command, context))), None)
+
+
+def _without_gromacs(resources: ExplorerResources, command: Explore, context: Context) -> bool:
+    engine = context.spec().stages[command.stage].engine
+    return isinstance(engine, Gromacs) and shutil.which(resources.gromacs) is None
 
 
 def _models(command: Command, context: Context) -> tuple[Ref, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dpstream.services.explorer.engines import ENGINES
+from dpstream.services.explorer.handlers import unserved
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.tasks.explore import explore
 from dpstream.shared.atoms.deviation import max_force_deviation, virial_deviation
@@ -369,3 +370,16 @@ def test_segments_of_gromacs_are_one_trajectory(
         frames.append(harness.batch(event.candidates).positions)
     np.testing.assert_allclose(frames[0], frames[1], atol=2e-5)
     assert np.abs(np.diff(frames[0], axis=0)).max() < 0.2, "Å between checks"
+
+
+def test_a_worker_without_gromacs_leaves_its_trajectories_to_others(
+    tmp_path: Path, methane_committee: list[Path]
+) -> None:
+    lacking = ExplorerResources(tmp_path / "lacking", gromacs="no-such-gmx", warm=False)
+    for kind, reason in (("gromacs", "no GROMACS (no-such-gmx)"), ("md", None)):
+        folder = tmp_path / kind
+        folder.mkdir()
+        harness = harness_for(folder, kind, methane_committee[:2])
+        command = harness.explore()
+        said = unserved(lacking, command, harness.context(command))
+        assert (said or "").partition(";")[0] == (reason or "")
