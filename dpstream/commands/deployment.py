@@ -30,6 +30,7 @@ from dpstream.commands.options import (
 )
 from dpstream.deploy.access_files import parse_deployment, with_pools, write_access
 from dpstream.integrity.archiving import ArchiveMark, mark_of
+from dpstream.running.amend import once_more
 from dpstream.running.connection import (
     HEARD,
     LOOK,
@@ -232,8 +233,12 @@ def pause(
 def resume(
     campaign: Name, root: Root = DEFAULT_ROOT, broker: Broker = None, wait: Wait = HEARD
 ) -> None:
-    """Resume a paused campaign. If an abandoned task had paused it, that task is tried again."""
-    _tell(word(CampaignResumed, _checked(campaign, root)), root, broker, wait)
+    """Resume a paused campaign. If an abandoned task had paused it, that task is tried again.
+
+    One that has ended because its final model could not be verified has it verified again.
+    """
+    if not _went_on(campaign, root, broker, wait):
+        _tell(word(CampaignResumed, _checked(campaign, root)), root, broker, wait)
 
 
 def cancel(
@@ -262,8 +267,11 @@ def retry(
 ) -> None:
     """Retry abandoned tasks.
 
-    Abandoned trajectories are not retried: their round has continued without them.
+    Abandoned trajectories are not retried: their round has continued without them. In a campaign
+    that has ended, only the verification of the final model can be.
     """
+    if _went_on(campaign, root, broker, wait):
+        return
     name = _checked(campaign, root)
     with within(root):
         useful = retryable(load_state(there(root), name))
@@ -284,13 +292,29 @@ def _chosen(begins: str, tasks: list[TaskLine]) -> TaskLine:
     return found[0]
 
 
+def _went_on(campaign: str, root: str, broker: str | None, wait: float) -> bool:
+    """Has a campaign go on that ended for want of something that can be tried again; whether it was
+    such a one."""
+    with within(root):
+        store, name = named(campaign, root)
+        found = None if verdict(store, name) is None else once_more(store, name, time.time())
+        if found is None:
+            return False
+        with way_to(root, broker, name, "dpstream run SPEC --amend") as way:
+            message = found.announced(store)
+            way.send(message)
+            _answer(store, message, wait, way.unanswered)
+    return True
+
+
 def _checked(campaign: str, root: str) -> str:
     """The name, if there is such a campaign and it has not ended."""
     with within(root):
         store, name = named(campaign, root)
         last = verdict(store, name)
     if last is not None:
-        instead = "" if last.verdict == "cancelled" else GOES_ON
+        for_good = f"; dpstream new NAME --from {name} begins a campaign with its labels"
+        instead = for_good if last.verdict == "cancelled" else GOES_ON
         raise SpecError(f"{name}: the campaign has already ended ({verdict_line(last)}){instead}")
     return name
 

@@ -15,6 +15,7 @@ from dpstream.running.submit import Inputs, as_before
 from dpstream.services.coordinator.ledger.ledger import load_state
 from dpstream.services.coordinator.views.amendment import (
     Preview,
+    can_go_on,
     known_inputs,
     plan_to_amend,
     preview,
@@ -63,13 +64,14 @@ class Draft:
 
 def draft(store: Store, spec: Spec, gathered: Gathered, now: float) -> Draft | None:
     """The amendment that turns the newest plan of campaign `spec.name` into `spec`, at `now` (s,
-    UTC); None if nothing differs. Raises SpecError for one that would be refused."""
+    UTC); None if nothing differs and the campaign has not ended for want of anything that can be
+    tried again. Raises SpecError for one that would be refused."""
     state = load_state(store, spec.name)
     if state.submitted is None:
         raise SpecError(f"{spec.name}: the campaign has not begun; submit it first")
     follows, before = plan_to_amend(state)
     after = as_before(expand_material(spec), before)
-    if after == before:
+    if after == before and not can_go_on(state):
         return None
     objects: dict[str, bytes] = {}
     inputs = Inputs(spec.name, lambda key, data: objects.setdefault(key, data))
@@ -92,6 +94,24 @@ def draft(store: Store, spec: Spec, gathered: Gathered, now: float) -> Draft | N
         raise SpecError(f"{spec.name}: refused: {found.refused}")
     other_workers = after.labels.capability != before.labels.capability
     return Draft(event, objects, found, other_workers)
+
+
+def once_more(store: Store, campaign: str, now: float) -> Draft | None:
+    """The amendment with which an ended campaign goes on by the plan that it has; None if nothing
+    would be tried again."""
+    state = load_state(store, campaign)
+    if not can_go_on(state):
+        return None
+    follows, plan = plan_to_amend(state)
+    event = CampaignAmended(
+        id=str(uuid.uuid4()),
+        campaign=campaign,
+        time=now,
+        follows=follows,
+        author=_author(),
+        spec=plan.model_dump(mode="json"),
+    )
+    return Draft(event, {}, preview(state, event))
 
 
 def _added(

@@ -79,9 +79,15 @@ def objection(state: State, event: m.CampaignAmended) -> str | None:
     problem = unchangeable(before, after)
     if problem is None:
         problem = _wrong_inputs(event, after.systems.keys() - _systems(state))
-    if problem is None and not differences(before, after):
+    if problem is None and not differences(before, after) and not mendable(state):
         problem = "nothing differs from the plan in force"
     return problem
+
+
+def mendable(state: State) -> bool:
+    """Whether a campaign ended by a fault of the set-up, not of its plan: the final model could not
+    be verified. The same plan once more has it verified again."""
+    return state.finished is not None and state.final.failure is not None
 
 
 def _spec_of(event: m.CampaignAmended) -> Spec:
@@ -317,7 +323,11 @@ class Amended:
     def verifies_again(self) -> bool:
         keys = ("nve_ps", "nve_temperature", "max_drift")
         changed = (f"verification.{key}" for key in keys)
-        return self.trains_final_again or changes_below(self.state.spec, self.given, *changed)
+        return (
+            self.trains_final_again
+            or mendable(self.state)
+            or changes_below(self.state.spec, self.given, *changed)
+        )
 
     @property
     def trains_from_scratch(self) -> bool:
@@ -341,7 +351,8 @@ class Amended:
 
     @property
     def changes(self) -> list[str]:
-        return differences(plan_in_force(self.state), self.given)
+        found = differences(plan_in_force(self.state), self.given)
+        return found or ["none: the final model is verified again"]
 
     def effects(self) -> Iterator[str]:
         """What is done again and what is given up, for users."""

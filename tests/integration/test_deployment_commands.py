@@ -171,7 +171,8 @@ def test_pause_resume_and_cancel(deployment: Deployment, call: Call) -> None:
         status, said = call(*words)
         assert (status, said) == (
             2,
-            "dpstream: small: the campaign has already ended (cancelled: the wrong system)\n",
+            "dpstream: small: the campaign has already ended (cancelled: the wrong system); "
+            "dpstream new NAME --from small begins a campaign with its labels\n",
         )
 
 
@@ -191,7 +192,8 @@ def test_abandoned_tasks_are_tried_again_by_name(deployment: Deployment, call: C
     call("cancel", "small", "--why", "enough")
     assert call("retry", "small") == (
         2,
-        "dpstream: small: the campaign has already ended (cancelled: enough)\n",
+        "dpstream: small: the campaign has already ended (cancelled: enough); "
+        "dpstream new NAME --from small begins a campaign with its labels\n",
     )
     call("submit", "small.yaml", "--name", "again")
     with deployment.prompt_worker(fails=m.Train):

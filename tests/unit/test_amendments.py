@@ -825,3 +825,50 @@ def test_an_amendment_before_the_campaign_is_refused() -> None:
         "the campaign has not begun"
     ]
     assert state.plan.asked == ()
+
+
+# ------------------------------------------------------------------------- the same plan once more
+
+
+def unverified() -> LossyDelivery:
+    """A campaign that ended because its final model could not be verified."""
+    campaign = campaign_of()
+    while not (held := campaign.hold(m.Verify)):
+        campaign.step()
+    give_up(campaign, held[0], permanent=False)
+    campaign.commands.clear()
+    finished = campaign.run().finished
+    assert finished is not None
+    assert finished.why.startswith("the final model was not verified: after 3 attempts")
+    return campaign
+
+
+def test_a_campaign_that_ended_for_want_of_a_verification_goes_on_by_its_plan() -> None:
+    campaign = unverified()
+    trained = campaign.state.final.model
+    campaign.deliver(amendment(newest_plan(campaign.state)))
+    assert answers(campaign) == ["plan 2"]
+    assert campaign.state.plan.records[-1].changes == ("none: the final model is verified again",)
+    assert campaign.state.finished is None
+    state = campaign.run()
+    assert state.finished is not None
+    assert (state.finished.verdict, state.finished.plan) == ("converged", 2)
+    assert state.final.model == trained, "nothing is trained again"
+    assert replayed(spec(mode="streaming"), campaign.ledger) == state
+
+
+def test_any_other_amendment_has_it_verified_too() -> None:
+    campaign = unverified()
+    campaign.deliver(amendment(changed(newest_plan(campaign.state), max_attempts=5)))
+    state = campaign.run()
+    assert state.finished is not None
+    assert state.finished.verdict == "converged"
+
+
+def test_a_campaign_with_a_verdict_on_its_model_does_not_go_on_by_the_same_plan() -> None:
+    campaign = campaign_of()
+    campaign.run()
+    assert refused(campaign, newest_plan(campaign.state)) == (
+        "nothing differs from the plan in force"
+    )
+    assert campaign.state.finished is not None

@@ -65,6 +65,53 @@ def exploring(run: LocalRun) -> None:
     run.until(lambda state: state.exploration.round)
 
 
+# ------------------------------------------------------------------------- ended campaigns
+
+
+def verification_fails(run: LocalRun) -> None:
+    """The worker that has the task cannot do it."""
+    answer = run.harness.world.answer
+
+    def answered(command: m.Command) -> list[m.Message]:
+        if not isinstance(command, m.Verify):
+            return answer(command)
+        about = {"campaign": "small", "time": 1.0, "task": command.task, "attempt": command.attempt}
+        return [m.TaskFailed(id="failed", permanent=True, reason="no LAMMPS", **about)]
+
+    run.harness.world.answer = answered  # type: ignore[method-assign]
+    run.until(lambda state: state.finished)
+    run.harness.world.answer = answer  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("command", ["resume", "retry"])
+def test_a_final_model_that_was_not_verified_is_verified_again(call: Call, command: str) -> None:
+    with at_work(ROOT, "small") as run:
+        verification_fails(run)
+        last = "not-converged: the final model was not verified: after 1 attempt: no LAMMPS"
+        assert call("status", "small")[1].startswith(f"small: {last}")
+        said = "small: all stages finished; final model in progress\n"
+        assert call(command, "small") == (0, said, "")
+        run.until(lambda state: state.finished)
+        assert call("list")[1].splitlines()[1].split()[:2] == ["small", "converged:"]
+        status, _, err = call(command, "small")
+        assert status == 2
+        assert "the campaign has already ended (converged: " in err
+
+
+def test_without_a_run_it_says_how_to_have_it_verified_again(call: Call) -> None:
+    with at_work(ROOT, "small") as run:
+        verification_fails(run)
+    for command in ("resume", "retry"):
+        assert "type: dpstream run SPEC --amend --store runs" in call(command, "small")[2]
+    spec, gathered, _ = prepared(Path("campaign.yaml"), None, "small", engines=False)
+    found = draft(FolderStore(ROOT), spec, gathered, 1.0)
+    assert found is not None
+    assert list(found.lines())[1:] == [
+        "  none: the final model is verified again",
+        "the campaign, which ended not-converged, goes on",
+    ]
+
+
 # ------------------------------------------------------------------------- requests
 
 

@@ -16,6 +16,7 @@ from dpstream.running.first_checks import FirstChecks
 from dpstream.running.local_cluster import LocalCluster, sole_runner
 from dpstream.running.submit import submit
 from dpstream.services.coordinator.ledger.submission import submission
+from dpstream.services.coordinator.views.amendment import can_go_on
 from dpstream.services.coordinator.views.campaign import CampaignView, Status
 from dpstream.services.coordinator.views.overview import CampaignOverview, is_over
 from dpstream.shared.messages import CampaignAmended, CampaignSubmitted
@@ -130,7 +131,10 @@ def _verdict(now: CampaignOverview, store: FolderStore, folder: Path, console: C
     if now.verdict is None:
         say(console, "all finished results are kept; run the same command to continue")
         return INTERRUPTED if now.paused is None else 1
-    notes.print(figures_table(CampaignView.read(store, now.name).status))
+    view = CampaignView.read(store, now.name)
+    notes.print(figures_table(view.status))
+    if can_go_on(view.state):
+        say(notes, "mend what kept it from that, then type: dpstream run SPEC --amend")
     if is_exported(folder, now.plan.number if now.plan else 1):
         say(console, f"{folder / 'README.txt'}: describes the files and how to run them")
     else:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dpstream.services.coordinator.amendment import (
     Amended,
     is_between_rounds,
+    mendable,
     newest_plan,
     objection,
     waits,
@@ -57,6 +58,11 @@ def is_done(messages: Iterable[Message], event: CampaignAmended) -> bool:
 def plan_to_amend(state: State) -> tuple[int, Spec]:
     """Number and content of the plan that the next amendment follows."""
     return state.plan.newest, newest_plan(state)
+
+
+def can_go_on(state: State) -> bool:
+    """Whether an ended campaign can go on by the plan that it has."""
+    return mendable(state)
 
 
 def known_inputs(state: State) -> tuple[dict[str, tuple[FrameRef, ...]], set[str]]:
