@@ -2,7 +2,7 @@
 
 Exit status: 1 for a question that was not answered with yes, 2 for bad input and for what the
 machine refuses (permissions, a full disk), 3 for an internal error, whose traceback is written to a
-file, 130 for an interruption. The commands are in `dpstream.commands.campaigns`.
+file, 130 for an interruption. The commands are in `dpstream.commands.app`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
     sys.stdout = sys.stdout or _devnull()  # None if the shell has closed it (>&-)
     sys.stderr = sys.stderr or _devnull()
     try:
-        from dpstream.commands.campaigns import command
+        from dpstream.commands.app import command
 
         status = command(prog_name="dpstream", standalone_mode=False)
         sys.stdout.flush()

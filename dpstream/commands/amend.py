@@ -17,6 +17,8 @@ from dpstream.commands.options import (
     Mode,
     Root,
     SpecFile,
+    Wait,
+    Yes,
     named,
     prepared,
     within,
@@ -35,8 +37,6 @@ from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec
 from dpstream.terminal.console import console, say
 
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
-
 
 def amend(
     campaign: Annotated[str, typer.Argument(metavar="NAME", help="Campaign.")],
@@ -46,15 +46,7 @@ def amend(
     code: Code = None,
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
-    wait: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            max=3600.0,
-            metavar="SECONDS",
-            help="How long to wait for the coordinator's answer.",
-        ),
-    ] = HEARD,
+    wait: Wait = HEARD,
     force: Force = False,
     yes: Yes = False,
 ) -> None:

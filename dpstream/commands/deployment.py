@@ -23,6 +23,7 @@ from dpstream.commands.options import (
     NewName,
     Root,
     SpecFile,
+    Wait,
     named,
     prepared,
     there,
@@ -84,16 +85,6 @@ GOES_ON = (
 )
 LEAVES = "Ctrl-C stops watching; the campaign continues"
 
-Wait = Annotated[
-    float,
-    typer.Option(
-        "--wait",
-        min=0.0,
-        max=3600.0,
-        metavar="SECONDS",
-        help="How long to wait for the coordinator's answer.",
-    ),
-]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Campaign.")]
 REASON = "Reason, shown by dpstream status and logs."
 

@@ -10,7 +10,16 @@ from typing import Annotated
 
 import typer
 
-from dpstream.commands.options import DEFAULT_ROOT, Campaign, Root, named, resolved, there, within
+from dpstream.commands.options import (
+    DEFAULT_ROOT,
+    Campaign,
+    Root,
+    Yes,
+    named,
+    resolved,
+    there,
+    within,
+)
 from dpstream.export.checksums import damaged_files
 from dpstream.integrity.archiving import mark_archived, mark_of, write_verified
 from dpstream.integrity.deletion import objects_of, still_runs
@@ -167,7 +176,7 @@ def delete(
     force: Annotated[
         bool, typer.Option("--force", help="Also if the campaign has not ended.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Delete a campaign that has ended: ledger, models, datasets, inputs. Frees its name.
 

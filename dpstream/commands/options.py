@@ -118,6 +118,17 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Accept numbers that are refused as absurd, as warnings."),
 ]
+Wait = Annotated[
+    float,
+    typer.Option(
+        "--wait",
+        min=0.0,
+        max=3600.0,
+        metavar="SECONDS",
+        help="How long to wait for the coordinator's answer.",
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 NewName = Annotated[
     str | None,
     typer.Option(

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import dpstream.services.explorer.handlers as explorer
 import dpstream.services.labeler.handlers as labeler
 import dpstream.services.trainer.handlers as trainer
-from dpstream.commands.campaigns import app
+from dpstream.commands.app import app
 from dpstream.deploy.access_files import parse_deployment, parse_users, write_access
 from dpstream.deploy.rights import DIALECTS, hashed, permission, policy, topic_permissions
 from dpstream.services.coordinator.ledger.ledger import finished_uri

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-import dpstream.commands.campaigns
+import dpstream.commands.app
 import dpstream.commands.run.local
 from dpstream.inputs.gather import gather
 from dpstream.integrity.deletion import objects_of, still_runs

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from botocore import xform_name
 
-from dpstream.commands.campaigns import command as dpstream
+from dpstream.commands.app import command as dpstream
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

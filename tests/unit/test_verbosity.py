@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from dpstream.commands.campaigns import command
+from dpstream.commands.app import command
 from dpstream.commands.options import prepared
 from dpstream.shared.logs import logger
 from dpstream.terminal.console import console, notes, say

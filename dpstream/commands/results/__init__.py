@@ -1,0 +1,1 @@
+"""Commands that show what a campaign has done, and write its results."""

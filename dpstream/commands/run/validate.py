@@ -1,0 +1,57 @@
+"""Commands on a spec that start nothing: `validate`, `schema`."""
+
+from __future__ import annotations
+
+import json
+
+from dpstream.commands.import_dpgen import read_machine_file
+from dpstream.commands.options import (
+    AsJson,
+    Code,
+    CrossCheck,
+    Force,
+    MachinePath,
+    Mode,
+    SpecFile,
+    prepared,
+)
+from dpstream.running.check_here import check_here
+from dpstream.running.first_checks import FirstChecks
+from dpstream.shared.errors import SpecError, errors_at
+from dpstream.shared.spec import Spec
+from dpstream.terminal.console import console, notes, say
+from dpstream.terminal.plan import plan_facts, show_plan, show_warnings
+
+
+def validate(
+    spec: SpecFile,
+    machine: MachinePath = None,
+    mode: Mode = None,
+    code: Code = None,
+    cross_check: CrossCheck = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a spec and all files it names, and print the plan. Starts nothing.
+
+    With --cross-check, the imported labels that a campaign has its labelers compute again are
+    compared with the recipe now, on this machine.
+    """
+    machines = read_machine_file(spec, machine)
+    loaded, gathered, recipe = prepared(spec, mode, None, None, code, machines)
+    found = FirstChecks(spec, True, force).passed(loaded, gathered)
+    if as_json:
+        console.print_json(data=plan_facts(loaded, found, recipe))
+    else:
+        show_plan(console, loaded, found, recipe)
+        show_warnings(console, found)
+    if cross_check:
+        with errors_at(str(spec), SpecError):
+            check_here(found, loaded, recipe)
+    elif found.compared and not as_json:
+        say(notes, f"--cross-check compares {found.compared} imported labels on this machine now")
+
+
+def schema() -> None:
+    """Print the JSON Schema of the spec, e.g. for an editor."""
+    print(json.dumps(Spec.model_json_schema(), indent=1))
