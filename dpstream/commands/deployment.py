@@ -77,6 +77,7 @@ from dpstream.terminal.console import console, notes, say
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.live import LiveView
 from dpstream.terminal.plan import introduce
+from dpstream.terminal.status import next_step
 from dpstream.terminal.tables import listing_table
 
 GOES_ON = (
@@ -180,6 +181,8 @@ def look_on(followed: FollowedCampaign, going_on: Callable[[], bool]) -> int:
     LiveView(lambda: followed.status, notes, LEAVES, pace=followed.pace).watch(going_on)
     now = followed.status.overview
     say(console, f"{now.name}: {now.headline}")
+    if step := next_step(now):
+        say(notes, step)
     return 0 if now.verdict == "converged" else 1
 
 
@@ -326,6 +329,8 @@ def _answer(
     now = heard(store, message, wait)
     if now is not None:
         say(console, f"{message.campaign}: {now.headline}")
+        if step := next_step(now):
+            say(notes, step)
         return
     say(console, unanswered(message, wait))
 

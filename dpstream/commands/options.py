@@ -49,6 +49,8 @@ from dpstream.shared.values import Recipe
 from dpstream.terminal.console import notes, say
 
 DEFAULT_ROOT = "runs"
+FIRST = "type dpstream run SPEC first"
+SUBMIT_ONLY = "this machine can submit the campaign, not run it"
 MOST_WORKERS = 64
 """Per service. Each worker keeps an engine of about 0.5 GB in memory."""
 SpecFile = Annotated[
@@ -189,7 +191,7 @@ def checked(
     if not elsewhere and missing is None:
         try_inputs(spec, gathered.systems, gromacs_program())
     if missing is not None:
-        gathered.warnings.append(f"this machine can submit the campaign, not run it: {missing}")
+        gathered.warnings.append(f"{SUBMIT_ONLY}: {missing}")
     if not engines:
         gathered.warnings.extend(_left(spec, recipe))
     return expand_material(spec), replace(gathered, attachments=attachments), recipe
@@ -234,9 +236,8 @@ def there(root: str, option: str = "--store") -> Store:
     path = Path(root)
     if is_folder(root) and not path.is_dir():
         problem = "not a folder" if path.exists() else "no such folder"
-        hint = (
-            "; give the store of the campaign, or set DPSTREAM_STORE" if option == "--store" else ""
-        )
+        first = "give the store of the" if path.exists() else f"{FIRST}, give the store of a"
+        hint = f"; {first} campaign, or set DPSTREAM_STORE" if option == "--store" else ""
         raise SpecError(f"{option}: {root}: {problem}{hint}")
     return open_store(root)
 

@@ -43,7 +43,8 @@ class LedgerLines:
             words.append(f"{task[:8]}/{getattr(message, 'attempt', '-')}")
             words.append(self._titles.get(task, ""))
         detail = message.describe()
-        return plain(" ".join(words) + (f": {detail}" if detail else ""))
+        separator = ": " if task else " "
+        return plain(" ".join(words) + (separator + detail if detail else ""))
 
 
 def plain(text: str) -> str:

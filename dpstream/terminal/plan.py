@@ -55,7 +55,9 @@ def plan(spec: Spec, gathered: Gathered, recipe: Recipe) -> list[RenderableType]
     return [
         Text(f"campaign {spec.name}: {spec.mode} mode, seed {spec.seed}", style="bold"),
         _systems_table(spec, gathered),
+        Text(),
         _stages_table(spec, gathered),
+        Text(),
         _facts_table(spec, gathered, recipe),
         *map(Text, gathered.sources),
     ]
@@ -272,7 +274,7 @@ def _batch_words(spec: Spec) -> str:
         return f"batches of {given} atoms"
     if spec.mode == "lockstep":
         return f"batches of {CPU_BATCH} atoms"
-    return f"batches of {CPU_BATCH} atoms, or {GPU_BATCH} and fewer steps if a trainer has a GPU"
+    return f"batches of {CPU_BATCH} atoms (on a GPU {GPU_BATCH}, in fewer steps)"
 
 
 def _selection_words(spec: Spec) -> str:

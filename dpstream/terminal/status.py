@@ -22,6 +22,7 @@ MOST_CONDITIONS = 5
 """Conditions shown."""
 VERSIONS, LIVE_VERSIONS = 5, 3
 """Newest committees whose errors are shown, and on a live screen, which has 24 lines at least."""
+GO_ON = "change the spec: dpstream run SPEC --amend"
 ERRORS: Mapping[str, Errors] = {"train": "train", "audit": "audit", "held-out": "test"}
 
 
@@ -71,6 +72,19 @@ def summary(status: Status, remaining: str = "") -> RenderableType:
     ahead = {"remaining": remaining} if remaining else {}
     conditions = _conditions(status.overview, len(status.overview.shares))
     return Group(_title(status), *work, *conditions, _table({**figures(status), **ahead}))
+
+
+def next_step(now: CampaignOverview) -> str:
+    """What to type next; empty while the campaign goes on by itself."""
+    if now.standing == "paused":
+        return f"next: dpstream resume {now.name}, or dpstream run SPEC if nothing runs it"
+    if now.verdict == "converged":
+        return f"next: dpstream export {now.name}, dpstream report {now.name}"
+    if now.verdict == "cancelled":
+        return f"next: dpstream new NAME --from {now.name} begins a campaign with its labels"
+    if now.verdict is not None:
+        return f"next: dpstream report {now.name}, or {GO_ON}"
+    return ""
 
 
 def figures_table(status: Status) -> RenderableType:

@@ -102,7 +102,7 @@ def test_a_campaign_from_submission_to_verdict(deployment: Deployment, call: Cal
     started, api = deployment.api()
     with deployment.prompt_worker(), api:
         status, said = call("watch")
-        assert (status, said.splitlines()[-1][:16]) == (0, "small: converged")
+        assert (status, said.splitlines()[-2][:16]) == (0, "small: converged")
         assert "committee 1" in said
         (one,) = api.get("/campaigns").json()["campaigns"]
         assert (one["name"], one["verdict"]) == ("small", "converged")
@@ -156,14 +156,16 @@ def test_pause_resume_and_cancel(deployment: Deployment, call: Call) -> None:
     assert "\nsmall: stage cold (1 of 1)" in call("submit", "small.yaml")[1]
     assert call("pause", "small", "--why", "the power goes") == (
         0,
-        "small: paused: the power goes\n",
+        "small: paused: the power goes\n"
+        "next: dpstream resume small, or dpstream run SPEC if nothing runs it\n",
     )
     assert "paused: the power goes" in call("status")[1]
     assert call("watch")[0] == 1
     assert call("resume", "small")[1].startswith("small: stage cold")
     assert call("cancel", "small", "--why", "the wrong system") == (
         0,
-        "small: cancelled: the wrong system\n",
+        "small: cancelled: the wrong system\n"
+        "next: dpstream new NAME --from small begins a campaign with its labels\n",
     )
     state = load_state(deployment.store, "small")
     assert {task.status for task in state.tasks.values()} <= {"cancelled", "open"}
@@ -304,7 +306,7 @@ def test_run_works_along_with_a_deployment(deployment: Deployment, call: Call) -
     none = "trainer=0,explorer=0,labeler=0"
     with deployment.prompt_worker():
         status, said = call("run", "small.yaml", "--workers", f"{none},coordinator=1")
-    assert (status, said.splitlines()[-1][:16]) == (0, "small: converged")
+    assert (status, said.splitlines()[-2][:16]) == (0, "small: converged")
 
 
 def test_a_service_that_cannot_start_ends_the_run(

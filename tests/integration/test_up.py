@@ -192,7 +192,7 @@ def test_a_campaign_on_a_cluster_that_is_interrupted_killed_and_ended(site: Site
 
 def check_that_it_converges(site: Site, watching: subprocess.Popen[str]) -> None:
     said, _ = watching.communicate(timeout=2 * PROMPT)
-    assert (watching.returncode, said.splitlines()[-1][:16]) == (0, "small: converged"), said
+    assert (watching.returncode, said.splitlines()[-2][:16]) == (0, "small: converged"), said
     assert "small     converged: " in site.user("list")
     assert "converged" in site.user("status")
     site.user("report")

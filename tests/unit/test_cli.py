@@ -413,7 +413,10 @@ LOOKS = [["status"], ["report"], ["export"], ["why", "ab"]]
 @pytest.mark.parametrize("words", LOOKS)
 def test_looking_where_nothing_is(refused: Callable[..., str], words: list[str]) -> None:
     there = "give the store of the campaign, or set DPSTREAM_STORE"
-    assert refused(*words, "--store", "no") == f"--store: no: no such folder; {there}"
+    assert refused(*words, "--store", "no") == (
+        "--store: no: no such folder; type dpstream run SPEC first, give the store of a campaign, "
+        "or set DPSTREAM_STORE"
+    )
     assert refused(*words, "--store", "good.yaml") == f"--store: good.yaml: not a folder; {there}"
     Path("empty").mkdir()
     assert refused(*words, "--store", "empty") == (
@@ -530,9 +533,10 @@ def test_a_finished_campaign_is_told_at_once(begun: Path, call: Call) -> None:
     assert out.startswith("small: not-converged: stuck in stage cold\n")
     assert "runs/small/README.txt: describes the files and how to run them\n" in out
     again = call("run", "good.yaml")[1]  # exported already
-    assert (
-        again.splitlines()[-1] == "runs/small/README.txt: describes the files and how to run them"
-    )
+    assert again.splitlines()[-2:] == [
+        "runs/small/README.txt: describes the files and how to run them",
+        "next: change the spec: dpstream run SPEC --amend",
+    ]
 
 
 def test_a_paused_campaign_says_why_when_taken_up(begun: Path, call: Call) -> None:

@@ -111,7 +111,8 @@ def test_logs_go_on_while_the_campaign_does(call: Call, monkeypatch: pytest.Monk
     [
         (
             ("list",),
-            "--store: runs: no such folder; give the store of the campaign, or set DPSTREAM_STORE",
+            "--store: runs: no such folder; type dpstream run SPEC first, give the store of a "
+            "campaign, or set DPSTREAM_STORE",
         ),
         (
             ("list", "--store", "s3://UPPER"),

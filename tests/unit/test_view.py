@@ -14,12 +14,13 @@ from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.campaign import Status
 from dpstream.services.coordinator.views.committees import Committees
+from dpstream.services.coordinator.views.overview import headline
 from dpstream.services.coordinator.views.pace import Pace
 from dpstream.shared import messages as m
 from dpstream.shared.values import Counts
 from dpstream.terminal.live import LiveView
 from dpstream.terminal.pace import duration, remaining
-from dpstream.terminal.status import clock, screen, summary
+from dpstream.terminal.status import clock, next_step, screen, summary
 from tests.support.campaign_simulator import spec, submission
 
 
@@ -222,3 +223,27 @@ def test_durations_have_one_unit() -> None:
         "20 h",
         "2.1 days",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        ({}, ""),
+        ({"standing": "paused"}, "next: dpstream resume world, or dpstream run SPEC"),
+        ({"verdict": "converged"}, "next: dpstream export world, dpstream report world"),
+        ({"verdict": "not-converged"}, "next: dpstream report world, or change the spec: dpstream"),
+        ({"verdict": "cancelled"}, "next: dpstream new NAME --from world begins a campaign"),
+    ],
+)
+def test_whoever_looks_is_told_what_to_type_next(changes: dict[str, object], step: str) -> None:
+    said = next_step(status(**changes).overview)
+    assert said.startswith(step)
+    assert bool(said) == bool(step)
+    assert len(said) <= 80
+
+
+def test_what_is_trained_first_is_no_committee_yet() -> None:
+    state, _ = at_work()
+    committee = replace(state.committee, training=1)
+    assert " · no committee yet · round 0 of" in headline(state)
+    assert " · training committee 1 · " in headline(replace(state, committee=committee))

@@ -15,9 +15,9 @@ from dpstream.services.coordinator.views.why import why as why_frame
 from dpstream.shared.errors import SpecError
 from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.values import DEADLETTER_PREFIX
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, notes, say
 from dpstream.terminal.pace import remaining
-from dpstream.terminal.status import summary
+from dpstream.terminal.status import next_step, summary
 
 
 def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
@@ -31,6 +31,8 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT, as_json: AsJson
             return
         console.print(summary(found, remaining(found.overview, view.pace)))
         buried, spending = count_buried(store), spending_by_deployment(store)
+    if step := next_step(found.overview):
+        say(notes, step)
     for name, spent in spending.items():
         console.print(f"workers of {name}: {spent.describe()}", highlight=False)
     if buried:
@@ -74,5 +76,5 @@ def why(
     if as_json:
         console.print_json(data={"campaign": name, "frame": frame, "history": lines})
         return
-    for line in lines:
-        say(console, line)
+    for line in lines:  # wrapped at words for a reader
+        console.print(line, soft_wrap=not console.is_terminal, markup=False, highlight=False)

@@ -31,6 +31,7 @@ from dpstream.running.connection import is_folder
 from dpstream.running.first_checks import FirstChecks
 from dpstream.shared.errors import SpecError
 from dpstream.terminal.console import console
+from dpstream.terminal.status import GO_ON
 
 WORKERS = {"trainer": 2, "explorer": 2, "labeler": 2}
 CREW = ",".join(f"{service}={count}" for service, count in WORKERS.items())
@@ -90,7 +91,9 @@ def run(
     with within(root):
         if broker is None:
             agreed = partial(agree, yes=yes) if amend else None
-            raise typer.Exit(
-                run_campaign(loaded, gathered, recipe, checks, Path(root), crew, console, agreed)
+            here = Path(root)
+            status = run_campaign(
+                loaded, gathered, recipe, checks, here, crew, console, agreed, GO_ON
             )
+            raise typer.Exit(status)
         raise typer.Exit(run_mixed(loaded, gathered, recipe, checks, root, broker, crew, console))

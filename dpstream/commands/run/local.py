@@ -45,15 +45,16 @@ def run_campaign(
     workers: Mapping[str, int],
     console: Console,
     agree: Callable[[Draft], None] | None = None,
+    goes_on: str = "",
 ) -> int:
     """Run to the end, or to Ctrl-C. Exit status: 0 converged, 1 not converged or paused, 130
     interrupted (everything finished is kept; run again to go on).
 
     `agree`: asks a person whether the plan may become that of `spec` where it differs; None: it may
-    not. The result of a campaign that has ended before is printed at once. Raises `SpecError`
-    before anything starts where `root` cannot be written, another run is at work there, the name is
-    taken by a campaign with another spec, or DPSTREAM_DEVICE demands a GPU that is not there, or
-    that JAX cannot use.
+    not. `goes_on`: what a person types if the campaign has not converged. The result of a campaign
+    that has ended before is printed at once. Raises `SpecError` before anything starts where `root`
+    cannot be written, another run is at work there, the name is taken by a campaign with another
+    spec, or DPSTREAM_DEVICE demands a GPU that is not there, or that JAX cannot use.
     """
     device = device_of_environment()
     check_device(spec, device)
@@ -80,7 +81,7 @@ def run_campaign(
             cluster = LocalCluster(root, workers, device)
             first = None if amended is None else amended.event
             status = _grow(submitted, view, cluster, first, console)
-        return _verdict(status.overview, store, root / spec.name, console)
+        return _verdict(status.overview, store, root / spec.name, console, goes_on)
 
 
 def _taken_up(now: CampaignOverview) -> str:
@@ -125,7 +126,9 @@ def _grow(
 # ------------------------------------------------------------------------------ at the end
 
 
-def _verdict(now: CampaignOverview, store: FolderStore, folder: Path, console: Console) -> int:
+def _verdict(
+    now: CampaignOverview, store: FolderStore, folder: Path, console: Console, goes_on: str
+) -> int:
     """Print where the campaign stands and export a finished one; the exit status."""
     say(console, f"{now.name}: {now.headline}")
     if now.verdict is None:
@@ -133,11 +136,13 @@ def _verdict(now: CampaignOverview, store: FolderStore, folder: Path, console: C
         return INTERRUPTED if now.paused is None else 1
     view = CampaignView.read(store, now.name)
     notes.print(figures_table(view.status))
-    if can_go_on(view.state):
-        say(notes, "mend what kept it from that, then type: dpstream run SPEC --amend")
     if is_exported(folder, now.plan.number if now.plan else 1):
         say(console, f"{folder / 'README.txt'}: describes the files and how to run them")
     else:
         for line in export(store, now.name, folder):
             say(console, line)
+    if can_go_on(view.state):
+        say(notes, "next: mend what it was, then type dpstream run SPEC --amend")
+    elif now.verdict == "not-converged" and goes_on:
+        say(notes, f"next: {goes_on}")
     return 0 if now.verdict == "converged" else 1

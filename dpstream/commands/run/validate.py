@@ -6,6 +6,7 @@ import json
 
 from dpstream.commands.import_dpgen import read_machine_file
 from dpstream.commands.options import (
+    SUBMIT_ONLY,
     AsJson,
     Code,
     CrossCheck,
@@ -48,8 +49,12 @@ def validate(
     if cross_check:
         with errors_at(str(spec), SpecError):
             check_here(found, loaded, recipe)
-    elif found.compared and not as_json:
+    if as_json:
+        return
+    if found.compared and not cross_check:
         say(notes, f"--cross-check compares {found.compared} imported labels on this machine now")
+    runs_here = not any(warning.startswith(SUBMIT_ONLY) for warning in found.warnings)
+    say(notes, f"next: dpstream {'run' if runs_here else 'submit'} {spec}")
 
 
 def schema() -> None:

@@ -144,13 +144,18 @@ def headline(state: State) -> str:
     if state.stages_over:
         return "all stages finished; final model in progress"
     stage, committee = state.exploration.stage, state.committee
-    training = "" if committee.training is None else f", training {committee.training}"
     return (
         f"stage {state.spec.stages[stage.index].name}"
         f" ({len(state.exploration.ended) + 1} of {len(state.planned)})"
-        f" · committee {committee.version or 'none yet'}{training}"
+        f" · {_committee_words(committee.version, committee.training)}"
         f" · round {stage.rounds} of at most {_most_rounds(state)}"
     )
+
+
+def _committee_words(version: int, training: int | None) -> str:
+    if not version:
+        return "no committee yet" if training is None else f"training committee {training}"
+    return f"committee {version}" + ("" if training is None else f", training {training}")
 
 
 def _most_rounds(state: State) -> int:
