@@ -142,6 +142,21 @@ def test_no_label_is_lost_or_doubled_whatever_happens(notice: bool) -> None:
 
 
 @pytest.mark.slow
+def test_released_labels_continue_from_restart_files() -> None:
+    reclaimed = {"pools": {"cpu": {"preemptions": 0.9}}}
+    plain, continued = (
+        simulate(campaign(60, mode="streaming"), fleet({"spot": True}, restarts=each, **reclaimed))
+        for each in (False, True)
+    )
+    for outcome in (plain, continued):
+        check_labels(outcome)
+        assert outcome.preempted > 0
+    assert continued.lost_seconds == pytest.approx(0)
+    assert plain.lost_seconds > 60
+    assert continued.busy_hours < plain.busy_hours
+
+
+@pytest.mark.slow
 def test_workers_wait_where_the_engine_has_no_room_and_start_late() -> None:
     assumed = {"cpu": {"capacity": 2, "start": 300, "image_pull": 600}}
     outcome = simulate(campaign(30), fleet(pools=assumed))

@@ -127,6 +127,11 @@ class Assumptions(Section):
         "turn; all frames are accurate for the committee after them",
     )
     rejected: Share = Field(default=0.0, description="share of the labels that is rejected")
+    restarts: bool = Field(
+        default=False,
+        description="whether a label that its worker releases continues from restart files, as "
+        "with CP2K and Quantum ESPRESSO",
+    )
     pools: dict[Name, PoolAssumptions] = Field(default={}, description="machines, by pool")
     workers: dict[str, Annotated[int, Field(ge=0)]] = Field(
         default={},

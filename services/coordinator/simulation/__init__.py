@@ -9,6 +9,7 @@ are the clock, the broker and the store (in memory), the fleet engine, and what 
     agenda      virtual time
     bus, store  a lossy broker and a store in memory
     fleet       a fleet engine whose machines start late, run out and are reclaimed
+    use         how much of the workers is used
     workers     workers that claim tasks, send heartbeats, finish, release and die
     simulation  puts all of it together and runs one campaign
     outcome     what came of it; `variants` compares it with other fleet files

@@ -39,7 +39,8 @@ from dpstream.services.coordinator.simulation.outcome import (
     ServiceOutcome,
 )
 from dpstream.services.coordinator.simulation.store import MemoryStore
-from dpstream.services.coordinator.simulation.workers import Crew, Use
+from dpstream.services.coordinator.simulation.use import Use
+from dpstream.services.coordinator.simulation.workers import Crew
 from dpstream.services.coordinator.views.overview import label_counts
 from dpstream.shared import messages as m
 from dpstream.shared.bus.batch import BATCH_SECONDS, take_ready

@@ -17,8 +17,9 @@ from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.simulation.agenda import Agenda
 from dpstream.services.coordinator.simulation.bus import LossyBus
 from dpstream.services.coordinator.simulation.fleet import Process, SimulatedFleet
-from dpstream.services.coordinator.simulation.results import SimulatedResults
+from dpstream.services.coordinator.simulation.results import SimulatedResults, ref
 from dpstream.services.coordinator.simulation.store import MemoryStore
+from dpstream.services.coordinator.simulation.use import Use
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessDelivery, InProcessSubscription
 from dpstream.shared.codec import decode, encode, kind_of, topic_of
@@ -48,38 +49,15 @@ class Slot:
 
 @dataclass(eq=False)
 class Work:
-    """One attempt of a task. `kept`: when its last chunk was published."""
+    """One attempt of a task. `kept`: when its last chunk was published; `ahead`: seconds of work on
+    the next one that it found in restart files."""
 
     command: m.Command
     secret: str
     began: float
     kept: float
+    ahead: float = 0.0
     over: bool = False
-
-
-@dataclass
-class Use:
-    """How much of the workers of one service is used, in slot-seconds: all the time, and while
-    tasks wait for them."""
-
-    present: int = 0
-    busy: int = 0
-    waits: bool = False
-    """Whether tasks wait, as of the coordinator's last pass."""
-    present_seconds: float = 0.0
-    busy_seconds: float = 0.0
-    present_waiting: float = 0.0
-    busy_waiting: float = 0.0
-    _counted: float = 0.0
-
-    def count(self, now: float) -> None:
-        """Counts the time since the last change; call it before each."""
-        passed, self._counted = now - self._counted, now
-        self.present_seconds += passed * self.present
-        self.busy_seconds += passed * self.busy
-        if self.waits:
-            self.present_waiting += passed * self.present
-            self.busy_waiting += passed * self.busy
 
 
 @dataclass
@@ -105,6 +83,8 @@ class Crew:
     """Frames whose label is in the store."""
     slots: Counter[bool] = field(default_factory=Counter)
     """Of the workers of pools, without and with a task."""
+    restarts: dict[str, float] = field(default_factory=dict)
+    """Seconds of work in the restart files of released labels, by task."""
     worked_at: float = 0.0
     """When a task last began or ended."""
     _idle: dict[str, dict[Slot, None]] = field(default_factory=lambda: defaultdict(dict))
@@ -147,25 +127,30 @@ class Crew:
             self._publish(winner)
         delivery.ack()
         if won:
-            self._begin(slot, Work(command, secret, self.agenda.now, self.agenda.now))
+            now, ahead = self.agenda.now, 0.0
+            if isinstance(command, m.Label) and command.resume is not None:
+                ahead = self.restarts[command.task]
+                self.lost_seconds -= ahead
+            self._begin(slot, Work(command, secret, now, now, ahead))
 
     def _begin(self, slot: Slot, work: Work) -> None:
         for queue in slot.queues:
             del self._idle[queue][slot]
         slot.work, slot.worker.tasks = work, slot.worker.tasks + 1
         self._count_busy(slot, +1)
-        self._go_on(slot, work, self._steps(work.command))
+        self._go_on(slot, work, self._steps(work))
         self.agenda.after(HEARTBEAT, self._beat, slot, work)
 
-    def _steps(self, command: Any) -> Iterator[tuple[float, m.Message]]:
-        """The results of a command, each with the seconds since the one before."""
+    def _steps(self, work: Work) -> Iterator[tuple[float, m.Message]]:
+        """The results of an attempt, each with the seconds since the one before."""
+        command: Any = work.command
         results = self.results.results(command)
         if isinstance(command, m.Label):
             for result in results:
                 assert isinstance(result, m.LabelsDone)
                 keys = [each.key for each in result.accepted]
                 keys += [each.key for each in result.rejected]
-                yield sum(map(self._label_seconds, keys)), result
+                yield max(0.0, sum(map(self._label_seconds, keys)) - work.ahead), result
         elif isinstance(command, Explore):
             total = self.assumptions.times("explore").draw(self.seed, command.trajectory)
             for result in results:
@@ -203,7 +188,7 @@ class Crew:
             changes["seconds"] = seconds
         self._publish(result.model_copy(update=changes), work.secret)
         if isinstance(result, KEEPS):
-            work.kept = self.agenda.now
+            work.kept, work.ahead = self.agenda.now, 0.0
         self._go_on(slot, work, steps)
 
     def _store_labels(self, result: m.Result) -> None:
@@ -238,13 +223,17 @@ class Crew:
         self.agenda.after(HEARTBEAT, self._beat, slot, work)
 
     def _release(self, slot: Slot, work: Work, preempted: bool) -> None:
-        lost = self.agenda.now - work.kept
-        self.lost_seconds += lost if preempted else 0.0
+        lost, restart = self.agenda.now - work.kept, None
+        if preempted and self.assumptions.restarts and isinstance(work.command, m.Label):
+            self.restarts[work.command.task] = work.ahead + lost
+            restart = ref(f"restart-{work.command.task}")
+        self.lost_seconds += work.ahead + lost if preempted else 0.0
         released = m.TaskReleased(
             **self._envelope(work.command, "released"),
             reason="the worker stops" if preempted else "cancelled",
             preempted=preempted,
             seconds=lost,
+            restart=restart,
         )
         self._publish(released, work.secret)
         self._finish(slot, work)
@@ -335,7 +324,7 @@ class Crew:
         """The worker dies in the midst of its tasks."""
         for slot in worker.slots:
             if slot.work is not None:
-                self.lost_seconds += self.agenda.now - slot.work.kept
+                self.lost_seconds += slot.work.ahead + self.agenda.now - slot.work.kept
                 self._finish(slot, slot.work)
 
     def withdraw(self, worker: SimulatedWorker) -> None:
