@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from dpstream.services.coordinator.fleet.pools import BATCH, PoolSettings
-from dpstream.services.coordinator.fleet.schedulers.scheduler import Process
+from dpstream.services.coordinator.fleet.schedulers.scheduler import ListedProcess
 from dpstream.services.coordinator.fleet.schedulers.table import SCHEDULERS
 from dpstream.services.coordinator.fleet.script import worker_script
 from dpstream.shared.errors import FleetError
@@ -185,7 +185,7 @@ def test_a_job_that_no_queue_takes_is_no_quota(engine: str, words: str, is_limit
 # ------------------------------------------------------------------------------ how lists are read
 
 
-def listed(engine: str, text: str, status: int = 0) -> list[Process]:
+def listed(engine: str, text: str, status: int = 0) -> list[ListedProcess]:
     def run(command: Sequence[str], *, accept: Sequence[int] = (0,)) -> str:
         assert status in accept
         return text

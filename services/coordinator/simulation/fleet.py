@@ -33,7 +33,7 @@ class Worker(Protocol):
 
 
 @dataclass(eq=False)
-class Process:
+class LaunchedWorker:
     """A worker as the fleet engine sees it. `began`: when it was started."""
 
     name: str
@@ -49,9 +49,9 @@ class _Launch:
     name: str
     pool: str
     since: float
-    waiting: dict[str, Process] = field(default_factory=dict)
+    waiting: dict[str, LaunchedWorker] = field(default_factory=dict)
     starting: int = 0
-    up: dict[str, Process] = field(default_factory=dict)
+    up: dict[str, LaunchedWorker] = field(default_factory=dict)
     ended: Counter[str] = field(default_factory=Counter)
     gone: set[str] = field(default_factory=set)
     ended_at: float = 0.0
@@ -88,7 +88,7 @@ class SimulatedFleet:
     seed: int
     epoch: float
     """Seconds since the epoch at which the simulation begins."""
-    begin: Callable[[Process], Worker]
+    begin: Callable[[LaunchedWorker], Worker]
     """Called when a worker is up."""
     calls: Counter[str] = field(default_factory=Counter)
     """By method of the port."""
@@ -98,7 +98,7 @@ class SimulatedFleet:
     _warm: int = 0
     """Warm workers that run."""
     _launches: dict[str, _Launch] = field(default_factory=dict)
-    _ready: dict[str, deque[Process]] = field(default_factory=lambda: defaultdict(deque))
+    _ready: dict[str, deque[LaunchedWorker]] = field(default_factory=lambda: defaultdict(deque))
     """Workers whose time in the queue is over, by pool: they start where there is room."""
 
     # ------------------------------------------------------------------------------- the port
@@ -119,7 +119,7 @@ class SimulatedFleet:
         self.use[pool].launched += count
         self.alive += count
         for number in range(count):
-            process = Process(f"{name}-{number}", pool, launch, warm)
+            process = LaunchedWorker(f"{name}-{number}", pool, launch, warm)
             launch.waiting[process.name] = process
             wait = self._assumed(pool).wait.draw(self.seed, "wait", process.name)
             self.agenda.after(wait, self._queue, process)
@@ -152,7 +152,7 @@ class SimulatedFleet:
         """Workers that will end: all but the warm ones that run."""
         return self.alive - self._warm
 
-    def ended(self, process: Process, how: str) -> None:
+    def ended(self, process: LaunchedWorker, how: str) -> None:
         """A worker has ended."""
         del process.launch.up[process.name]
         use = self.use[process.pool]
@@ -166,7 +166,7 @@ class SimulatedFleet:
     def _assumed(self, pool: str) -> PoolAssumptions:
         return self.assumptions.of_pool(pool)
 
-    def _queue(self, process: Process) -> None:
+    def _queue(self, process: LaunchedWorker) -> None:
         self._ready[process.pool].append(process)
         self._fill(process.pool)
 
@@ -178,7 +178,7 @@ class SimulatedFleet:
             if process.launch.waiting.pop(process.name, None) is not None:
                 self._start(process, use)
 
-    def _start(self, process: Process, use: PoolUse) -> None:
+    def _start(self, process: LaunchedWorker, use: PoolUse) -> None:
         assumed = self._assumed(process.pool)
         seconds = assumed.start.draw(self.seed, "start", process.name)
         use.started += 1
@@ -190,7 +190,7 @@ class SimulatedFleet:
         process.launch.starting += 1
         self.agenda.after(seconds, self._up, process)
 
-    def _up(self, process: Process) -> None:
+    def _up(self, process: LaunchedWorker) -> None:
         process.launch.starting -= 1
         process.launch.up[process.name] = process
         self._warm += process.warm
@@ -201,7 +201,7 @@ class SimulatedFleet:
             seconds = drawn.expovariate(-math.log1p(-share) / HOUR)
             self.agenda.after(seconds, self._reclaim, process)
 
-    def _reclaim(self, process: Process) -> None:
+    def _reclaim(self, process: LaunchedWorker) -> None:
         if process.worker is None or process.name not in process.launch.up:
             return
         self.use[process.pool].preempted += 1
@@ -211,7 +211,7 @@ class SimulatedFleet:
             process.worker.die()
             self.ended(process, KILLED if self.pools[process.pool].spot else LOST)
 
-    def _count_end(self, process: Process, how: str) -> None:
+    def _count_end(self, process: LaunchedWorker, how: str) -> None:
         launch = process.launch
         launch.ended[how] += 1
         launch.gone.add(process.name)

@@ -16,7 +16,7 @@ from dpstream.services.coordinator.fleet.assumptions import Assumptions
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.simulation.agenda import Agenda
 from dpstream.services.coordinator.simulation.bus import LossyBus
-from dpstream.services.coordinator.simulation.fleet import Process, SimulatedFleet
+from dpstream.services.coordinator.simulation.fleet import LaunchedWorker, SimulatedFleet
 from dpstream.services.coordinator.simulation.results import SimulatedResults, ref
 from dpstream.services.coordinator.simulation.store import MemoryStore
 from dpstream.services.coordinator.simulation.use import Use
@@ -259,7 +259,7 @@ class Crew:
 
     # --------------------------------------------------------------------------------- workers
 
-    def begin(self, process: Process) -> SimulatedWorker:
+    def begin(self, process: LaunchedWorker) -> SimulatedWorker:
         """A worker of a pool is up."""
         assert self.fleet is not None
         pool = self.fleet.pools[process.pool]
@@ -354,7 +354,7 @@ class SimulatedWorker:
     pool: str
     """Empty for a worker that runs besides the fleet."""
     service: m.Service
-    process: Process | None = None
+    process: LaunchedWorker | None = None
     slots: list[Slot] = field(default_factory=list)
     idle_exit: float | None = None
     tasks: int = 0

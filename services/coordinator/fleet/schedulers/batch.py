@@ -11,9 +11,8 @@ import shlex
 import subprocess
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path, PurePath
 
 from dpstream.services.coordinator.fleet.plan import time_of
@@ -21,7 +20,7 @@ from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.schedulers.scheduler import (
     CANCELLED,
     UNKNOWN,
-    Process,
+    ListedProcess,
     Scheduler,
 )
 from dpstream.services.coordinator.fleet.schedulers.table import SCHEDULERS
@@ -48,13 +47,13 @@ class BatchFleet:
     deployment: str
     pools: Mapping[str, PoolSettings]
     logs: Path
-    _alive: dict[str, Process] = field(default_factory=dict)
+    _alive: dict[str, ListedProcess] = field(default_factory=dict)
     """Of the last list, by id."""
-    _gone: dict[str, tuple[float, Process]] = field(default_factory=dict)
+    _gone: dict[str, tuple[float, ListedProcess]] = field(default_factory=dict)
     """Ended processes whose ending the list does not say, and since when."""
 
     def running(self) -> Sequence[Launch]:
-        launches: dict[str, list[Process]] = defaultdict(list)
+        launches: dict[str, list[ListedProcess]] = defaultdict(list)
         for process in self._processes():
             launches[process.job_name].append(process)
         return [self._launch(name, each) for name, each in sorted(launches.items())]
@@ -87,7 +86,7 @@ class BatchFleet:
         waiting = [each for each in self._of(launch) if each.place == "waiting"]
         taken = waiting[::-1][:most]
         if taken:
-            self._act(partial(self._scheduler.cancel, self._run, taken))
+            self._act([*self._scheduler.cancel, *(each.id for each in taken)])
         return len(taken)
 
     def end(self, launch: Launch) -> None:
@@ -96,16 +95,16 @@ class BatchFleet:
         started = [each for each in processes if each.place in ("starting", "running")]
         try:
             if waiting:
-                self._act(partial(self._scheduler.cancel, self._run, waiting))
+                self._act([*self._scheduler.cancel, *(each.id for each in waiting)])
         finally:
             if started:
-                name = self._job_name(launch)
-                self._act(partial(self._scheduler.stop, self._run, name, started))
+                ids = [each.id for each in started]
+                self._act(self._scheduler.stop(self._job_name(launch), ids))
 
-    def _act(self, command: Callable[[], None]) -> None:
+    def _act(self, command: Sequence[str]) -> None:
         """A process may end between the list and the command."""
         try:
-            command()
+            self._run(command)
         except FleetError as error:
             if not self._scheduler.over.search(str(error)):
                 raise
@@ -131,10 +130,10 @@ class BatchFleet:
 
     # ---------------------------------------------------------------------- reading what stands
 
-    def _of(self, launch: Launch) -> list[Process]:
+    def _of(self, launch: Launch) -> list[ListedProcess]:
         return [each for each in self._processes() if each.job_name == self._job_name(launch)]
 
-    def _processes(self) -> list[Process]:
+    def _processes(self) -> list[ListedProcess]:
         """Every process of our jobs, also those that ended in the last minutes, in the order of
         the batch system."""
         now = time.monotonic()
@@ -153,7 +152,9 @@ class BatchFleet:
         complete = [each for each in listed if each.id not in still_listed]
         return [*complete, *self._ended({each.id for each in complete}, still_listed, now)]
 
-    def _ended(self, complete: set[str], still_listed: set[str], now: float) -> Iterable[Process]:
+    def _ended(
+        self, complete: set[str], still_listed: set[str], now: float
+    ) -> Iterable[ListedProcess]:
         """The ended processes that the list does not have, or has without their ending: these stay
         as long as they are listed, or their endings would count again."""
         self._gone = {
@@ -169,16 +170,16 @@ class BatchFleet:
             self._gone[name] = (since, replace(each, ending=ending))
         return [replace(each, place="ended") for _, each in self._gone.values()]
 
-    def _endings(self, processes: Sequence[Process]) -> Mapping[str, str]:
+    def _endings(self, processes: Sequence[ListedProcess]) -> Mapping[str, str]:
         """Those that are recorded; none if the record cannot be read: the list is valid without."""
         try:
             return self._scheduler.endings(self._run, processes) if processes else {}
         except FleetError:
             return {}
 
-    def _launch(self, job_name: str, processes: Sequence[Process]) -> Launch:
+    def _launch(self, job_name: str, processes: Sequence[ListedProcess]) -> Launch:
         pool, _, name = job_name.removeprefix(self._prefix).partition(".")
-        at: dict[str, list[Process]] = defaultdict(list)
+        at: dict[str, list[ListedProcess]] = defaultdict(list)
         for process in processes:
             at[process.place].append(process)
         return Launch(

@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.schedulers.scheduler import (
+    ListedProcess,
     Place,
-    Process,
     Run,
     Scheduler,
     options_of,
@@ -52,7 +52,7 @@ def _verify(pool: PoolSettings, command: list[str]) -> list[str]:
     return [*_submit("check", without_memory, 1), "-w", "v"]
 
 
-def _listed(run: Run, prefix: str) -> Iterator[Process]:
+def _listed(run: Run, prefix: str) -> Iterator[ListedProcess]:
     """Also the last ones that ended (`z`), of which Grid Engine keeps some."""
     listed = run(["qstat", "-s", "prsz", "-g", "d", "-r", "-xml"])
     try:
@@ -62,7 +62,7 @@ def _listed(run: Run, prefix: str) -> Iterator[Process]:
     for job in jobs:
         for number in _numbers(job.findtext("tasks") or "1"):
             array, state = job.findtext("JB_job_number") or "", job.findtext("state") or ""
-            yield Process(
+            yield ListedProcess(
                 f"{array}.{number}",
                 array,
                 str(number),
@@ -89,7 +89,7 @@ def _place(state: str) -> Place:
     return {"t": "starting", "z": "ended"}.get(state[-1:], "running")  # type: ignore[return-value]
 
 
-def _endings(run: Run, processes: Sequence[Process]) -> Mapping[str, str]:
+def _endings(run: Run, processes: Sequence[ListedProcess]) -> Mapping[str, str]:
     """The exit statuses; none for those whose record is not written yet."""
     endings: dict[str, str] = {}
     for array in sorted({each.array for each in processes}):
@@ -102,16 +102,12 @@ def _endings(run: Run, processes: Sequence[Process]) -> Mapping[str, str]:
     return endings
 
 
-def _delete(run: Run, processes: Sequence[Process]) -> None:
-    run(["qdel", *(each.id for each in processes)])
-
-
 GRID_ENGINE = Scheduler(
     submit=_submit,
     check=_verify,
     listed=_listed,
-    cancel=_delete,
-    stop=lambda run, job_name, processes: _delete(run, processes),
+    cancel=("qdel",),
+    stop=lambda job_name, ids: ["qdel", *ids],
     named='export DPSTREAM_PROCESS="${JOB_NAME##*.}-$SGE_TASK_ID"',
     limits=re.compile(r"not allowed to submit|max_u_jobs|max_jobs|max_aj_tasks|quota", re.I),
     announced_by=("USR1", "USR2"),

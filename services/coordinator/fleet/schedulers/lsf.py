@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.schedulers.scheduler import (
     CANCELLED,
+    ListedProcess,
     Place,
-    Process,
     Run,
     Scheduler,
     options_of,
@@ -71,7 +71,7 @@ def _submit(job_name: str, pool: PoolSettings, count: int) -> list[str]:
     ]
 
 
-def _listed(run: Run, prefix: str) -> Iterator[Process]:
+def _listed(run: Run, prefix: str) -> Iterator[ListedProcess]:
     """Also those that ended in the last hour (CLEAN_PERIOD)."""
     form = f"{' '.join(FIELDS)} delimiter='|'"
     try:
@@ -87,7 +87,7 @@ def _listed(run: Run, prefix: str) -> Iterator[Process]:
             continue
         place = PLACES.get(job["stat"], "running")
         array = job["jobid"].partition("[")[0]
-        yield Process(
+        yield ListedProcess(
             f"{array}[{job['jobindex']}]",
             array,
             job["jobindex"],
@@ -109,20 +109,16 @@ def _ending(job: Mapping[str, str]) -> str:
     return next(words, status or CANCELLED)
 
 
-def _cancel(run: Run, processes: Sequence[Process]) -> None:
-    run(["bkill", *(each.id for each in processes)])
-
-
-def _stop(run: Run, job_name: str, processes: Sequence[Process]) -> None:
+def _stop(job_name: str, ids: Sequence[str]) -> list[str]:
     """SIGTERM alone: a plain `bkill` would kill after 20 s."""
-    run(["bkill", "-s", "TERM", *(each.id for each in processes)])
+    return ["bkill", "-s", "TERM", *ids]
 
 
 LSF = Scheduler(
     submit=_submit,
     check=lambda pool, command: ["bqueues", *([pool.lsf.queue] if pool.lsf.queue else [])],
     listed=_listed,
-    cancel=_cancel,
+    cancel=("bkill",),
     stop=_stop,
     named='export DPSTREAM_PROCESS="${LSB_JOBNAME##*.}"; export DPSTREAM_PROCESS='
     '"${DPSTREAM_PROCESS%%\\[*}-$LSB_JOBINDEX"',

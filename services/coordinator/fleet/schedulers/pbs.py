@@ -16,8 +16,8 @@ from typing import Any
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.schedulers.scheduler import (
     CANCELLED,
+    ListedProcess,
     Place,
-    Process,
     Run,
     Scheduler,
     options_of,
@@ -68,14 +68,14 @@ def _submit(job_name: str, pool: PoolSettings, count: int) -> list[str]:
     return ["qsub", *options_of(options), *limit, *pbs.flags, "--", "/bin/bash", "-lc"]
 
 
-def _listed(run: Run, prefix: str) -> Iterator[Process]:
+def _listed(run: Run, prefix: str) -> Iterator[ListedProcess]:
     for name, job in _jobs(run(["sh", "-c", OURS], accept=SOME_ARE_GONE)).items():
         found = NUMBER.match(name)
         state = str(job.get("job_state", ""))
         if state == ARRAY or (found and not found[2]):
             continue
         place = PLACES.get(state, "running")
-        yield Process(
+        yield ListedProcess(
             name,
             found[1] if found else name.partition(".")[0],
             found[2] if found else "0",
@@ -110,13 +110,9 @@ def queue_status(queue: str | None) -> list[str]:
     return ["qstat", "-Q", *([queue] if queue else [])]
 
 
-def delete(run: Run, processes: Sequence[Process]) -> None:
-    run(["qdel", *(each.id for each in processes)])
-
-
-def signal_term(run: Run, job_name: str, processes: Sequence[Process]) -> None:
+def signal_term(job_name: str, ids: Sequence[str]) -> list[str]:
     """SIGTERM alone: `qdel` would kill after `kill_delay`."""
-    run(["qsig", "-s", "SIGTERM", *(each.id for each in processes)])
+    return ["qsig", "-s", "SIGTERM", *ids]
 
 
 OVER = re.compile(r"Unknown Job|has finished|invalid state", re.IGNORECASE)
@@ -126,7 +122,7 @@ PBS = Scheduler(
     submit=_submit,
     check=lambda pool, command: queue_status(pool.pbs.queue),
     listed=_listed,
-    cancel=delete,
+    cancel=("qdel",),
     stop=signal_term,
     named='export DPSTREAM_PROCESS="${PBS_JOBNAME##*.}-${PBS_ARRAY_INDEX:-0}"',
     limits=LIMITS,

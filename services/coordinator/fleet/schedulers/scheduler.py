@@ -17,7 +17,7 @@ UNKNOWN = "UNKNOWN"
 
 
 @dataclass(frozen=True)
-class Process:
+class ListedProcess:
     """One process of a launch.
 
     id: what commands take; array: the job that it is a part of; number: its last part of
@@ -51,7 +51,7 @@ def options_of(given: Mapping[str, str | Sequence[str] | None]) -> list[str]:
     return words
 
 
-def no_record(run: Run, processes: Sequence[Process]) -> Mapping[str, str]:
+def no_record(run: Run, processes: Sequence[ListedProcess]) -> Mapping[str, str]:
     """For batch systems that list ended processes, or keep no record of them."""
     return {}
 
@@ -62,12 +62,14 @@ class Scheduler:
     """The command that submits as many workers as one job of that name."""
     check: Callable[[PoolSettings, list[str]], list[str]]
     """The command that asks whether a worker would be accepted, from the one that submits it."""
-    listed: Callable[[Run, str], Iterable[Process]]
+    listed: Callable[[Run, str], Iterable[ListedProcess]]
     """The processes of all jobs whose names have that prefix."""
-    cancel: Callable[[Run, Sequence[Process]], None]
-    """Takes back processes that wait. One that has started meanwhile is stopped."""
-    stop: Callable[[Run, str, Sequence[Process]], None]
-    """Announces the stop to the started processes of the job of that name."""
+    cancel: tuple[str, ...]
+    """The command that takes back processes that wait, without their ids. One that has started
+    meanwhile is stopped."""
+    stop: Callable[[str, Sequence[str]], list[str]]
+    """The command that announces the stop to started processes, from the name of their job and
+    their ids."""
     named: str
     """Shell line that exports `DPSTREAM_PROCESS`."""
     limits: re.Pattern[str]
@@ -78,5 +80,5 @@ class Scheduler:
     """Signals that announce the stop, besides SIGTERM."""
     script_is_argument: bool = False
     """Whether the script follows the command, and not on its standard input."""
-    endings: Callable[[Run, Sequence[Process]], Mapping[str, str]] = no_record
+    endings: Callable[[Run, Sequence[ListedProcess]], Mapping[str, str]] = no_record
     """How processes ended that are not listed any more, or without their ending, by their ids."""

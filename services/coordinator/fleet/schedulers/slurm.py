@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.schedulers.scheduler import (
+    ListedProcess,
     Place,
-    Process,
     Run,
     Scheduler,
 )
@@ -54,7 +54,7 @@ def _submit(job_name: str, pool: PoolSettings, count: int) -> list[str]:
     return ["sbatch", "--parsable", "--no-requeue", *options, *slurm.flags]
 
 
-def _listed(run: Run, prefix: str) -> Iterator[Process]:
+def _listed(run: Run, prefix: str) -> Iterator[ListedProcess]:
     """Also those that ended in the last minutes."""
     form = ",".join(f"{each}:|" for each in FIELDS)
     listed = run(["squeue", "--me", "--noheader", "--array", "--states=all", f"--Format={form}"])
@@ -63,7 +63,7 @@ def _listed(run: Run, prefix: str) -> Iterator[Process]:
         if "exit_code" not in job:
             continue
         place = PLACES.get(job["State"], "running")
-        yield Process(
+        yield ListedProcess(
             f"{job['ArrayJobID']}_{job['ArrayTaskID']}",
             job["ArrayJobID"],
             job["ArrayTaskID"],
@@ -85,21 +85,17 @@ def _ending(job: Mapping[str, str]) -> str:
     return f"signal {status & 127}" if status & 127 else str(status >> 8)
 
 
-def _cancel(run: Run, processes: Sequence[Process]) -> None:
-    """With --state, scancel would cancel all tasks of the array that wait. A task that has started
-    meanwhile gets SIGTERM and releases what it has."""
-    run(["scancel", *(each.id for each in processes)])
-
-
-def _stop(run: Run, job_name: str, processes: Sequence[Process]) -> None:
-    run(["scancel", "--batch", "--signal=TERM", "--state=RUNNING", f"--name={job_name}"])
+def _stop(job_name: str, ids: Sequence[str]) -> list[str]:
+    return ["scancel", "--batch", "--signal=TERM", "--state=RUNNING", f"--name={job_name}"]
 
 
 SLURM = Scheduler(
     submit=_submit,
     check=lambda pool, command: [*command, "--test-only"],
     listed=_listed,
-    cancel=_cancel,
+    # With --state, scancel would cancel all tasks of the array that wait. A task that has started
+    # meanwhile gets SIGTERM and releases what it has.
+    cancel=("scancel",),
     stop=_stop,
     # A requeued job is another process.
     named='export DPSTREAM_PROCESS="${SLURM_JOB_NAME##*.}-$SLURM_ARRAY_TASK_ID'

@@ -16,15 +16,14 @@ from dpstream.services.coordinator.fleet.schedulers.pbs import (
     LIMITS,
     NUMBER,
     OVER,
-    delete,
     exit_status,
     queue_status,
     signal_term,
 )
 from dpstream.services.coordinator.fleet.schedulers.scheduler import (
     CANCELLED,
+    ListedProcess,
     Place,
-    Process,
     Run,
     Scheduler,
     options_of,
@@ -55,7 +54,7 @@ def _submit(job_name: str, pool: PoolSettings, count: int) -> list[str]:
     return ["qsub", *options_of(options), *torque.flags]
 
 
-def _listed(run: Run, prefix: str) -> Iterator[Process]:
+def _listed(run: Run, prefix: str) -> Iterator[ListedProcess]:
     """Also those that ended in the last minutes (`keep_completed`). A member of an array is named
     after the array and its number."""
     listed = run(["qstat", "-t", "-x"])
@@ -69,7 +68,7 @@ def _listed(run: Run, prefix: str) -> Iterator[Process]:
         if found is None or not found[2]:
             continue
         place = PLACES.get(job.findtext("job_state") or "", "running")
-        yield Process(
+        yield ListedProcess(
             name,
             found[1],
             found[2],
@@ -89,7 +88,7 @@ TORQUE = Scheduler(
     submit=_submit,
     check=lambda pool, command: queue_status(pool.torque.queue),
     listed=_listed,
-    cancel=delete,
+    cancel=("qdel",),
     stop=signal_term,
     named='export DPSTREAM_PROCESS="${PBS_JOBNAME##*.}"',
     limits=LIMITS,
