@@ -21,9 +21,10 @@ from dpstream.commands.options import (
 from dpstream.report.simulation import picture
 from dpstream.running.first_checks import FirstChecks
 from dpstream.running.submit import submit
-from dpstream.services.coordinator.fleet.pools import read_fleet
+from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
 from dpstream.services.coordinator.garbage import collect_rarely
 from dpstream.services.coordinator.simulation.observed import observed
+from dpstream.services.coordinator.simulation.outcome import Outcome
 from dpstream.services.coordinator.simulation.simulation import EPOCH, Submission, simulate
 from dpstream.services.coordinator.simulation.store import MemoryStore
 from dpstream.services.coordinator.simulation.variants import difference, given, usual
@@ -34,42 +35,49 @@ from dpstream.shared.logs import configure
 from dpstream.terminal.console import console, say
 from dpstream.terminal.simulation import facts_table, pools_table
 
+Fleet = Annotated[
+    Path, typer.Option("--fleet", metavar="FILE", help="The fleet file.", show_default=True)
+]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", help="The same seed gives the same result.")
+]
+Like = Annotated[
+    str | None,
+    typer.Option(
+        "--like",
+        metavar="NAME",
+        help="Take times of tasks, shares of candidates and rejections, and how often workers are "
+        "reclaimed from this campaign in --store.",
+    ),
+]
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vary",
+        metavar="POOL.KEY=VALUE",
+        help="Also simulate the fleet file with this change, e.g. spot.max=400; may be repeated. "
+        "Default: fewer workers and, where max was reached, twice as many.",
+    ),
+]
+PictureFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--picture", metavar="FILE", help="Write workers, tasks and cost over time as SVG."
+    ),
+]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to FILE.")
+]
+
 
 def simulate_campaign(
     spec: SpecFile,
-    fleet: Annotated[
-        Path, typer.Option("--fleet", metavar="FILE", help="The fleet file.", show_default=True)
-    ] = Path("fleet.yaml"),
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="N", help="The same seed gives the same result.")
-    ] = 1,
-    like: Annotated[
-        str | None,
-        typer.Option(
-            "--like",
-            metavar="NAME",
-            help="Take times of tasks, shares of candidates and rejections, and how often workers "
-            "are reclaimed from this campaign in --store.",
-        ),
-    ] = None,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--vary",
-            metavar="POOL.KEY=VALUE",
-            help="Also simulate the fleet file with this change, e.g. spot.max=400; may be "
-            "repeated. Default: fewer workers and, where max was reached, twice as many.",
-        ),
-    ] = None,
-    picture_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--picture", metavar="FILE", help="Write workers, tasks and cost over time as SVG."
-        ),
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to FILE.")
-    ] = None,
+    fleet: Fleet = Path("fleet.yaml"),
+    seed: Seed = 1,
+    like: Like = None,
+    vary: Vary = None,
+    picture_file: PictureFile = None,
+    json_file: JsonFile = None,
     root: Root = DEFAULT_ROOT,
     mode: Mode = None,
     name: NewName = None,
@@ -98,17 +106,11 @@ def simulate_campaign(
     """
     configure("error")
     collect_rarely()
-    file = read_fleet(fleet)
-    if like is not None:
-        with within(root):
-            store, campaign = named(like, root)
-            assumed = observed(CampaignView.read(store, campaign), file)
-        file = file.model_copy(update={"simulation": assumed})
-    campaign_to_run = _submission(spec, mode, name, code)
+    file = _fleet_file(fleet, like, root)
+    campaign = _submission(spec, mode, name, code)
     with errors_at(str(fleet), SpecError):
         variants = [given(file, text) for text in vary or ()]
-        with console.status("simulating"):
-            outcome = simulate(campaign_to_run, file, seed)
+    outcome = _simulated(campaign, file, fleet, seed, "simulating")
     console.print(facts_table(outcome))
     console.print(pools_table(outcome))
     if picture_file is not None:
@@ -117,13 +119,28 @@ def simulate_campaign(
     if json_file is not None:
         write_whole(json_file, outcome.model_dump_json(indent=1) + "\n")
         say(console, f"wrote {json_file}")
-    if outcome.ended:
-        for variant in variants or usual(file, outcome):
-            with errors_at(str(fleet), SpecError), console.status(variant.change):
-                other = simulate(campaign_to_run, variant.file, seed)
-            say(console, f"{variant.change}: {difference(outcome, other)}")
-    else:
+    if not outcome.ended:
         raise typer.Exit(1)
+    for variant in variants or usual(file, outcome):
+        other = _simulated(campaign, variant.file, fleet, seed, variant.change)
+        say(console, f"{variant.change}: {difference(outcome, other)}")
+
+
+def _simulated(campaign: Submission, file: FleetFile, path: Path, seed: int, what: str) -> Outcome:
+    """The outcome; `what` is shown meanwhile. Raises SpecError, which names the fleet file."""
+    with errors_at(str(path), SpecError), console.status(what):
+        return simulate(campaign, file, seed)
+
+
+def _fleet_file(path: Path, like: str | None, root: str) -> FleetFile:
+    """The fleet file, with what a campaign in the store has shown instead of what it assumes."""
+    file = read_fleet(path)
+    if like is None:
+        return file
+    with within(root):
+        store, campaign = named(like, root)
+        assumed = observed(CampaignView.read(store, campaign), file)
+    return file.model_copy(update={"simulation": assumed})
 
 
 def _submission(spec: Path, mode: str | None, name: str | None, code: str | None) -> Submission:
