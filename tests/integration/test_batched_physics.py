@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk
+from ase.calculators.emt import EMT
 from ase.geometry.rdf import get_rdf
 from ase.units import bar, kB
 
@@ -23,22 +25,30 @@ from dpstream.shared.atoms.frames import Batch, Floats, canonical, from_ase, to_
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.values import Condition, Trust
 from tests.support.explorer import BAROSTATS, ExplorerHarness, evaluated
+from tests.support.tiny_committees import write_system
+from tests.support.tiny_torch_committees import train_member
 
 pytestmark = [pytest.mark.pytorch, pytest.mark.soak, pytest.mark.timeout(3600)]
 
-ALLOY = bulk("Cu", cubic=True, a=3.95) * (2, 2, 2)
-ALLOY.symbols[::2] = "Au"
+LATTICE = 3.67
+"""Å, where the member's pressure is small at TEMPERATURE."""
+ALLOY = bulk("Cu", cubic=True, a=LATTICE) * (2, 2, 2)
+ALLOY.symbols[[z % LATTICE < 0.1 for z in ALLOY.positions[:, 2]]] = "Au"
 FRAME = canonical(from_ase(ALLOY)).frame
 FREEDOMS = 3 * len(FRAME.species) - 3
 TEMPERATURE = 200.0
 EVERYTHING = Trust(low=1e-12, high=1e9)
-MD = {"timestep": 0.002, "every": 10, "steps": 2400, "skip": 400, "chunk": 5}
+MD = {"timestep": 0.002, "every": 10, "steps": 1600, "skip": 400, "chunk": 5}
 MD |= {"tau_t": 0.1, "tau_p": 0.1}
-PRESSURE = 1e5
-"""bar; the tiny model has little cohesion, and flies apart without it."""
-REPLICAS = 4
-BLOCKS = 5
-"""Per trajectory, for the errors of averages; a block is 0.8 ps, eight times tau_t and tau_p."""
+PRESSURE = 5e4
+"""bar; it shrinks the crystal by some percent."""
+REPLICAS = 3
+BLOCKS = 4
+"""Per trajectory, for the errors of averages; a block is 0.6 ps, six times tau_t and tau_p."""
+STEPS = 1200
+"""Of the training of the member that moves the atoms. Those of other tests are trained too little
+to keep a crystal: its structure would change slowly, and averages have no error that blocks of
+picoseconds could show."""
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +56,28 @@ def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExplorerReso
     resources = ExplorerResources(tmp_path_factory.mktemp("worker"), formats=frozenset({".pth"}))
     yield resources
     resources.close()
+
+
+@pytest.fixture(scope="module")
+def crystal_committee(
+    tmp_path_factory: pytest.TempPathFactory, alloy_torch_committee: list[Path]
+) -> list[Path]:
+    """A member that keeps the crystal, and one that only judges."""
+    folder = tmp_path_factory.mktemp("crystal")
+    write_system(folder / "data", strained_alloy, 80)
+    train_member(folder / "member", folder / "data", 1, STEPS)
+    return [folder / "member" / "frozen.pth", alloy_torch_committee[0]]
+
+
+def strained_alloy(rng: np.random.Generator) -> Atoms:
+    atoms = bulk("Cu", cubic=True, a=3.85) * (2, 1, 1)
+    atoms.symbols[rng.permutation(8)[:4]] = "Au"
+    strain = np.eye(3) * (1 + rng.normal(0, 0.02)) + np.tril(rng.normal(0, 0.02, (3, 3)))
+    atoms.set_cell(atoms.cell[:] @ strain, scale_atoms=True)
+    atoms.positions += rng.normal(0, rng.choice([0.05, 0.1, 0.2]), atoms.positions.shape)
+    atoms = atoms[np.argsort(atoms.get_chemical_symbols())]
+    atoms.calc = EMT()
+    return atoms
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,10 +204,10 @@ def compare(batched: Sequence[Floats], md: Sequence[Floats], name: str) -> None:
 
 
 def test_temperature_energy_pressure_and_structure_are_those_of_lammps(
-    resources: ExplorerResources, tmp_path: Path, alloy_torch_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, crystal_committee: list[Path]
 ) -> None:
     batched, md = (
-        sampled(resources, tmp_path, alloy_torch_committee, engine) for engine in ("batched", "md")
+        sampled(resources, tmp_path, crystal_committee, engine) for engine in ("batched", "md")
     )
     check_temperature(batched)
     compare(batched.energy, md.energy, "energy")
@@ -192,10 +224,10 @@ needs_barostat = pytest.mark.skipif(not BAROSTATS, reason="this TorchSim has no 
 
 @needs_barostat
 def test_the_volume_and_its_fluctuations_are_those_of_lammps(
-    resources: ExplorerResources, tmp_path: Path, alloy_torch_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, crystal_committee: list[Path]
 ) -> None:
     batched, md = (
-        sampled(resources, tmp_path, alloy_torch_committee, engine, ensemble="npt-iso")
+        sampled(resources, tmp_path, crystal_committee, engine, ensemble="npt-iso")
         for engine in ("batched", "md")
     )
     check_temperature(batched)
@@ -209,10 +241,10 @@ def test_the_volume_and_its_fluctuations_are_those_of_lammps(
 
 @needs_barostat
 def test_every_length_of_the_cell_answers_to_its_pressure(
-    resources: ExplorerResources, tmp_path: Path, alloy_torch_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, crystal_committee: list[Path]
 ) -> None:
     """With the Langevin barostat, whose thermostat moves the centre of mass too."""
-    found = sampled(resources, tmp_path, alloy_torch_committee, "batched", ensemble="npt-aniso")
+    found = sampled(resources, tmp_path, crystal_committee, "batched", ensemble="npt-aniso")
     check_temperature(found, FREEDOMS + 3)
     for axis in range(3):
         check_pressure([v[:, axis] for v in found.virial], found.volume)
@@ -227,24 +259,22 @@ def check_pressure(virial: Sequence[Floats], volume: Sequence[Floats]) -> None:
     mean, error = mean_and_error([p + ideal / v for p, v in zip(virial, volume, strict=True)])
     print(f"P = {mean:.0f} ± {error:.0f} bar")
     assert abs(mean - PRESSURE) < 3 * error
-    assert error < 0.05 * PRESSURE
+    assert error < 0.1 * PRESSURE
 
 
 def test_energy_is_conserved_without_a_thermostat(
-    resources: ExplorerResources, tmp_path: Path, alloy_torch_committee: list[Path]
+    resources: ExplorerResources, tmp_path: Path, crystal_committee: list[Path]
 ) -> None:
     """In 1 ps, with fluctuations that fall with the square of the time step."""
     spread = {}
     for timestep in (0.002, 0.001):
         md = {"ensemble": "nve", "timestep": timestep, "steps": round(1 / timestep), "skip": 0}
         folder = tmp_path / f"{timestep}"
-        all_runs = runs(resources, folder, alloy_torch_committee, "batched", chunk=1, **md)
+        all_runs = runs(resources, folder, crystal_committee, "batched", chunk=1, **md)
         totals = []
         for run in all_runs:
             moved = [replace(FRAME, positions=state.positions) for state in run.states]
-            results = evaluated(
-                resources.engine, folder, alloy_torch_committee[:1], Batch.of(moved)
-            )
+            results = evaluated(resources.engine, folder, crystal_committee[:1], Batch.of(moved))
             kinetic = np.array([kinetic_energy(state) for state in run.states])
             totals.append((results["energies"][0] + kinetic) / len(FRAME.species))
         times = np.arange(len(totals[0])) * 10 * timestep

@@ -52,9 +52,11 @@ def copper_gold(rng: np.random.Generator) -> Atoms:
     return atoms
 
 
-def write_system(folder: Path, make: Callable[[np.random.Generator], Atoms]) -> None:
+def write_system(
+    folder: Path, make: Callable[[np.random.Generator], Atoms], count: int = FRAMES
+) -> None:
     rng = np.random.default_rng(7)
-    frames = [make(rng) for _ in range(FRAMES)]
+    frames = [make(rng) for _ in range(count)]
     columns: dict[str, Any] = {
         "coord": [atoms.positions.ravel() for atoms in frames],
         "energy": [atoms.get_potential_energy() for atoms in frames],

@@ -11,16 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.tiny_committees import training_input
+from tests.support.tiny_committees import STEPS, training_input
 
 SYSTEMS = ("copper-gold", "methane")
 MEMBERS = 2
 DP = (str(Path(sys.executable).with_name("dp")), "--pt")
 
 
-def train_member(folder: Path, system: Path, seed: int) -> None:
+def train_member(folder: Path, system: Path, seed: int, steps: int = STEPS) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "input.json").write_text(json.dumps(training_input(system, seed)))
+    document = training_input(system, seed)
+    document["training"] |= dict.fromkeys(("numb_steps", "disp_freq", "save_freq"), steps)
+    document["learning_rate"]["decay_steps"] *= steps // STEPS
+    (folder / "input.json").write_text(json.dumps(document))
     for words in (("train", "input.json", "--skip-neighbor-stat"), ("freeze", "-o", "frozen.pth")):
         subprocess.run([*DP, *words], cwd=folder, check=True)
 
