@@ -30,21 +30,23 @@ from tests.support.tiny_torch_committees import train_member
 
 pytestmark = [pytest.mark.pytorch, pytest.mark.soak, pytest.mark.timeout(3600)]
 
-LATTICE = 3.67
-"""Å, where the member's pressure is small at TEMPERATURE."""
+LATTICE = 3.8
+"""Å, about that at TEMPERATURE and PRESSURE."""
 ALLOY = bulk("Cu", cubic=True, a=LATTICE) * (2, 2, 2)
 ALLOY.symbols[[z % LATTICE < 0.1 for z in ALLOY.positions[:, 2]]] = "Au"
 FRAME = canonical(from_ase(ALLOY)).frame
 FREEDOMS = 3 * len(FRAME.species) - 3
-TEMPERATURE = 200.0
+TEMPERATURE = 300.0
 EVERYTHING = Trust(low=1e-12, high=1e9)
-MD = {"timestep": 0.002, "every": 10, "steps": 1600, "skip": 400, "chunk": 5}
+MD = {"timestep": 0.002, "every": 10, "steps": 700, "skip": 200, "chunk": 5}
 MD |= {"tau_t": 0.1, "tau_p": 0.1}
 PRESSURE = 5e4
-"""bar; it shrinks the crystal by some percent."""
-REPLICAS = 3
-BLOCKS = 4
-"""Per trajectory, for the errors of averages; a block is 0.6 ps, six times tau_t and tau_p."""
+"""bar; the crystal is a percent shorter than without."""
+REPLICAS = 6
+"""Their averages are independent. Those of parts of a trajectory are not: a Nosé–Hoover chain mixes
+the modes of a crystal slowly."""
+LARGEST = 3.5
+"""Difference of two averages in standard errors, which have ten degrees of freedom."""
 STEPS = 1200
 """Of the training of the member that moves the atoms. Those of other tests are trained too little
 to keep a crystal: its structure would change slowly, and averages have no error that blocks of
@@ -89,7 +91,12 @@ class Run:
 
 
 def runs(
-    resources: ExplorerResources, folder: Path, models: Sequence[Path], engine: str, **md: Any
+    resources: ExplorerResources,
+    folder: Path,
+    models: Sequence[Path],
+    engine: str,
+    count: int = REPLICAS,
+    **md: Any,
 ) -> list[Run]:
     """One run per seed; those of `batched` all at once."""
     pressure = PRESSURE if str(md.get("ensemble")).startswith("npt") else None
@@ -110,8 +117,8 @@ def runs(
         )
         return explore(resources, command, harness.context(command))
 
-    with ThreadPoolExecutor(REPLICAS if engine == "batched" else 1) as threads:
-        ends = list(threads.map(last, range(1, REPLICAS + 1)))
+    with ThreadPoolExecutor(count if engine == "batched" else 1) as threads:
+        ends = list(threads.map(last, range(1, count + 1)))
     events = [*harness.published(), *ends]
     own = [[e for e in events if e.attempt == end.attempt] for end in ends]
     return [_run(harness, chunks, engine == "batched") for chunks in own]
@@ -130,9 +137,9 @@ def _run(harness: ExplorerHarness, chunks: Sequence[ChunkExplored], with_states:
 
 
 def mean_and_error(values: Sequence[Floats]) -> tuple[Floats, Floats]:
-    """Average over trajectories and frames with its standard error, from blocks."""
-    blocks = [block.mean(axis=0) for each in values for block in np.array_split(each, BLOCKS)]
-    return np.mean(blocks, axis=0), np.std(blocks, axis=0, ddof=1) / np.sqrt(len(blocks))
+    """Average over trajectories and frames with its standard error, from the trajectories."""
+    own = [each.mean(axis=0) for each in values]
+    return np.mean(own, axis=0), np.std(own, axis=0, ddof=1) / np.sqrt(len(own))
 
 
 def kinetic_energy(state: ReplicaState) -> float:
@@ -140,8 +147,8 @@ def kinetic_energy(state: ReplicaState) -> float:
 
 
 def rdf(batch: Batch) -> Floats:
-    """Radial distribution of every frame up to 3.6 Å, `(n_frames, n_bins)`. Half a cell is 3.67."""
-    return np.array([get_rdf(to_ase(frame), 3.6, 24, no_dists=True) for frame in batch])
+    """Radial distribution of every frame up to 3.7 Å, `(n_frames, n_bins)`. Half a cell is 3.8."""
+    return np.array([get_rdf(to_ase(frame), 3.7, 25, no_dists=True) for frame in batch])
 
 
 def deviations(one: Sequence[Floats], other: Sequence[Floats]) -> Floats:
@@ -191,16 +198,16 @@ def temperature(state: ReplicaState, freedoms: int = FREEDOMS) -> float:
 def check_temperature(found: Sampled, freedoms: int = FREEDOMS) -> None:
     mean, error = mean_and_error([t * FREEDOMS / freedoms for t in found.temperature])
     print(f"T = {mean:.1f} ± {error:.1f} K")
-    assert abs(mean - TEMPERATURE) < 3 * error
+    assert abs(mean - TEMPERATURE) < LARGEST * error
     assert error < 12
 
 
 def compare(batched: Sequence[Floats], md: Sequence[Floats], name: str) -> None:
-    """Averages agree within three standard errors."""
+    """Averages agree within their errors."""
     apart = deviations(batched, md)
     for engine, values in (("batched", batched), ("md", md)):
         print(name, engine, *mean_and_error(values))
-    assert np.abs(apart).max() < 3, name
+    assert np.abs(apart).max() < LARGEST, name
 
 
 def test_temperature_energy_pressure_and_structure_are_those_of_lammps(
@@ -215,8 +222,8 @@ def test_temperature_energy_pressure_and_structure_are_those_of_lammps(
     compare(*traces, "pressure")
     apart = deviations(*([rdf(frames) for frames in each.frames] for each in (batched, md)))
     print("rdf", np.round(apart, 1))
-    assert np.abs(apart).max() < 4
-    assert np.mean(apart**2) < 2
+    assert np.abs(apart).max() < 5
+    assert np.mean(apart**2) < 3
 
 
 needs_barostat = pytest.mark.skipif(not BAROSTATS, reason="this TorchSim has no sound barostat")
@@ -258,7 +265,7 @@ def check_pressure(virial: Sequence[Floats], volume: Sequence[Floats]) -> None:
     ideal = len(FRAME.species) * kB * TEMPERATURE / bar
     mean, error = mean_and_error([p + ideal / v for p, v in zip(virial, volume, strict=True)])
     print(f"P = {mean:.0f} ± {error:.0f} bar")
-    assert abs(mean - PRESSURE) < 3 * error
+    assert abs(mean - PRESSURE) < LARGEST * error
     assert error < 0.1 * PRESSURE
 
 
@@ -270,7 +277,7 @@ def test_energy_is_conserved_without_a_thermostat(
     for timestep in (0.002, 0.001):
         md = {"ensemble": "nve", "timestep": timestep, "steps": round(1 / timestep), "skip": 0}
         folder = tmp_path / f"{timestep}"
-        all_runs = runs(resources, folder, crystal_committee, "batched", chunk=1, **md)
+        all_runs = runs(resources, folder, crystal_committee, "batched", 2, chunk=1, **md)
         totals = []
         for run in all_runs:
             moved = [replace(FRAME, positions=state.positions) for state in run.states]
