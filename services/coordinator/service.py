@@ -586,14 +586,20 @@ class Coordinator:
         self._recall_claims(
             open_campaign, [task for task in lost if task not in open_campaign.kept]
         )
-        return [self._end_of_lease(open_campaign, task, now) for task in sorted(lost)]
+        stored = self._stored_trainings(open_campaign, lost)  # read before any lease is ended
+        lapses = {task: open_campaign.lapse(task, now, self.clock()) for task in sorted(lost)}
+        return [stored.get(task) or lapsed for task, lapsed in lapses.items()]
 
-    def _end_of_lease(self, open_campaign: OpenCampaign, task: str, now: float) -> m.Message:
-        """The result, if it was stored and only its event was lost; else the lapse."""
-        command = open_campaign.state.tasks[task].command
-        lapsed = open_campaign.lapse(task, now, self.clock())
-        stored = stored_training(self.store, command) if isinstance(command, m.Train) else None
-        return stored or lapsed
+    def _stored_trainings(
+        self, open_campaign: OpenCampaign, tasks: Iterable[str]
+    ) -> dict[str, m.MemberTrained | None]:
+        """Results whose events were lost."""
+        commands = [open_campaign.state.tasks[task].command for task in tasks]
+        return {
+            command.task: stored_training(self.store, command)
+            for command in commands
+            if isinstance(command, m.Train)
+        }
 
     def _recall_claims(self, open_campaign: OpenCampaign, tasks: Iterable[str]) -> None:
         """Reads the claims of tasks that were running before this coordinator started: a process

@@ -275,6 +275,25 @@ def test_a_task_whose_worker_falls_silent_is_issued_again(harness: CoordinatorHa
     assert tasks_of(open_campaign.state)[command.task].lapses == 1
 
 
+def test_an_outage_at_the_end_of_a_lease_loses_no_task(harness: CoordinatorHarness) -> None:
+    harness.submit(small())
+    while not (trainings := harness.published("train")):
+        harness.work()
+        harness.step()
+    harness.publish(harness.world.answer(trainings[0])[0])
+    harness.step()
+    harness.pass_time(LEASE)
+    harness.now += 1.0
+    good = harness.coordinator.store
+    harness.coordinator.store = FlakyStore(good, lambda operation: operation == "exists")
+    with pytest.raises(StoreError):
+        harness.step()
+    harness.coordinator.store = good
+    harness.pass_time(20.0)
+    again = [(c.task, c.attempt) for c in harness.published() if c.task == trainings[0].task]
+    assert again == [(trainings[0].task, 2)]
+
+
 @pytest.mark.parametrize("proof", ["right", "wrong"])
 def test_a_stored_training_is_not_repeated_because_its_event_was_lost(
     harness: CoordinatorHarness, proof: str
