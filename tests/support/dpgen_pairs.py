@@ -20,6 +20,7 @@ from ase.io import write
 
 RUN = "dpgen/examples/run"
 MACHINES = "dpgen/examples/machine/DeePMD-kit-1.x"
+PSEUDO = Path("/usr/share/espresso/pseudo")
 FRAMES = 3
 """Of the initial set."""
 
@@ -35,8 +36,8 @@ def methane(rng: np.random.Generator) -> Atoms:
 
 
 def aluminium(rng: np.random.Generator) -> Atoms:
-    """The conventional cell of fcc Al, in place of a supercell of 32 atoms."""
-    atoms = bulk("Al", cubic=True, a=4.04)
+    """8 atoms of fcc Al, in place of 32: a cell that converges at the Γ point without smearing."""
+    atoms = bulk("Al", a=4.04) * (2, 2, 2)
     atoms.positions += rng.normal(0, 0.05, atoms.positions.shape)
     return atoms
 
@@ -45,7 +46,8 @@ def aluminium(rng: np.random.Generator) -> Atoms:
 class Pair:
     """`param`, `machine`: DP-GEN's files in the recorded data; `structure`: makes a starting one;
     `jobs`: changes of the first two jobs; `changes`: of other keys; `code`: labels in place of a
-    licensed program; `elsewhere`: names of further files."""
+    licensed program; `elsewhere`: names of further files; `potentials`: files of Quantum ESPRESSO
+    in place of those that DP-GEN leaves to the user; `options`: of `dpstream run`."""
 
     param: str
     machine: str
@@ -54,6 +56,8 @@ class Pair:
     changes: Mapping[str, Any] = field(default_factory=dict)
     code: str | None = None
     elsewhere: tuple[str, ...] = ()
+    potentials: Mapping[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
 
 
 PAIRS = {
@@ -70,7 +74,7 @@ PAIRS = {
         f"{MACHINES}/machine-local.json",
         aluminium,
         {"nsteps": 40, "temps": [50], "press": [1.0]},
-        elsewhere=("Al_ONCV_PBE_sr.upf",),
+        potentials={"Al_ONCV_PBE_sr.upf": "Al.pz-vbc.UPF"},
     ),
     "vasp": Pair(
         f"{RUN}/ch4/param.json",
@@ -78,6 +82,7 @@ PAIRS = {
         methane,
         {"nsteps": 40},
         code="tblite",
+        options=("--force",),  # a barostat on a molecule in a box
     ),
 }
 
@@ -90,6 +95,8 @@ def prepared(pair: Pair, data: Path, folder: Path) -> tuple[Path, Path]:
     for name in pair.elsewhere:
         text = (source.parent / name).read_text()
         (folder / name).write_text(text.replace("@SET CUTOFF 400", "@SET CUTOFF 200"))
+    for name, ours in pair.potentials.items():
+        (folder / name).write_bytes((PSEUDO / ours).read_bytes())
     rng = np.random.default_rng(4)
     for number in range(2):
         (folder / "start" / str(number)).mkdir(parents=True)
@@ -111,6 +118,7 @@ def _small(document: dict[str, Any], pair: Pair) -> dict[str, Any]:
     namelists = document.get("user_fp_params", {})
     if "system" in namelists:
         namelists["system"]["ecutwfc"] = 30
+        namelists["electrons"]["electron_maxstep"] = 100
     return {
         **document,
         "init_data_prefix": ".",

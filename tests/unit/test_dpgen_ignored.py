@@ -237,6 +237,20 @@ def test_commands_that_do_not_start_here_are_not_used(
     assert os.environ[COMMANDS] == ""
 
 
+def test_a_launcher_alone_is_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mpirun", "label"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    written(tmp_path, {}, {"command": "mpirun -n 4 /opt/vasp_std"})
+    why = "fp.command: /opt/vasp_std: no such program on this machine"
+    assert why in adopt(read_here(tmp_path / "machine.json"), OWN)
+    assert os.environ[COMMANDS] == ""
+    written(tmp_path, {}, {"command": "mpirun -n 4 label"})
+    adopt(read_here(tmp_path / "machine.json"), OWN)
+    assert os.environ[COMMANDS] == "custom=mpirun -n 4 label"
+
+
 # ---------------------------------------------------------------------------------- custom program
 
 

@@ -20,6 +20,7 @@ from dpstream.dpgen.machines.pools import Labels, read_pools
 from dpstream.services.labeler.codes.custom import UNVERSIONED
 from dpstream.services.labeler.codes.inside import check_inside
 from dpstream.services.labeler.machine_settings import machine_settings
+from dpstream.services.labeler.programs import LAUNCHERS
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.inline_files import text_of
 
@@ -84,10 +85,21 @@ def _command_here(machines: Sequence[Machine], labels: Labels) -> tuple[str | No
     command = local[0].settings.get("envs", {}).get(COMMANDS) if local else None
     if command is None:
         return None, ""
-    program = shlex.split(command.partition("=")[2])[0]
-    if shutil.which(program) is None:
+    program = _not_here(shlex.split(command.partition("=")[2]))
+    if program is not None:
         return None, f"fp.command: {program}: no such program on this machine"
     return str(command), ""
+
+
+def _not_here(words: Sequence[str]) -> str | None:
+    """What of a command is not installed: its program or, if that is a launcher such as mpirun,
+    all that it could start; None if it is."""
+    program, *rest = words
+    if shutil.which(program) is None:
+        return program
+    started = [word for word in rest if not word.startswith("-") and not word.isdigit()]
+    is_launcher = os.path.basename(program) in LAUNCHERS
+    return " ".join(started) if is_launcher and not any(map(shutil.which, started)) else None
 
 
 # --------------------------------------------------------------------------------- fp_style custom
