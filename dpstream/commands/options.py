@@ -47,6 +47,7 @@ from dpstream.shared.spec import Spec, expand_material
 from dpstream.shared.spec.errors import did_you_mean, validated
 from dpstream.shared.values import Recipe
 from dpstream.terminal.console import notes, say
+from dpstream.terminal.progress import at_work
 
 DEFAULT_ROOT = "runs"
 FIRST = "type dpstream run SPEC first"
@@ -155,6 +156,18 @@ def prepared(
     machine, None: if they are not, that is a warning; `machine`: DP-GEN's, of which it says what
     this machine uses. Raises `SpecError` with one line naming file and key.
     """
+    with at_work(f"reading {path}"):
+        return _prepared(path, mode, name, engines, code, machine)
+
+
+def _prepared(
+    path: Path,
+    mode: str | None,
+    name: str | None,
+    engines: bool | None,
+    code: str | None,
+    machine: MachineFile | None,
+) -> tuple[Spec, Gathered, Recipe]:
     overrides = {k: value for k, value in (("mode", mode), ("name", name)) if value is not None}
     machines = () if machine is None else machine.machines
     loaded = load_campaign(path, code, name, machines, partial(say, notes))

@@ -12,9 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from ase import units
-from ase.build import bulk
 from ase.data import atomic_masses, atomic_numbers
-from ase.neighborlist import natural_cutoffs, neighbor_list
 
 from dpstream.inputs.check_training import counted_by_type
 from dpstream.shared.atoms.frames import Frame, FrameLabel, to_ase
@@ -103,6 +101,8 @@ def _neighbours(
 
 def _most_neighbours(frames: Sequence[Frame], cutoff: float, elements: Sequence[str]) -> list[int]:
     """The largest number of neighbours of an atom, element by element."""
+    from ase.neighborlist import neighbor_list  # deferred: slow to import
+
     most = np.zeros(len(elements), dtype=int)
     for frame in frames:
         kinds = np.array([elements.index(symbol) for symbol in frame.species])
@@ -219,6 +219,8 @@ class _Bonds(NamedTuple):
 
 
 def _bonds(frame: Frame) -> _Bonds:
+    from ase.neighborlist import natural_cutoffs, neighbor_list  # deferred: slow to import
+
     atoms = to_ase(frame)
     shifts = neighbor_list("S", atoms, natural_cutoffs(atoms, mult=UNBOUND))
     return _Bonds(bool(len(shifts)), bool(shifts.any()))
@@ -255,6 +257,8 @@ def _volume(where: str, frame: Frame, bonds: _Bonds, barostat: bool) -> Finding 
 @cache
 def _volume_of(element: str) -> float:
     """Å³ per atom in the element's crystal."""
+    from ase.build import bulk  # deferred: slow to import
+
     try:
         crystal = bulk(element)
     except (ValueError, KeyError, NotImplementedError, RuntimeError):

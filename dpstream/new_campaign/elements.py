@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ase.build import bulk
-
 from dpstream.shared.errors import SpecError
 
 CRYSTALS: Mapping[str, tuple[float, float]] = {
@@ -25,6 +23,8 @@ CRYSTALS: Mapping[str, tuple[float, float]] = {
 def crystal(element: str) -> Any:
     """The conventional cell of an element's crystal, as `ase.Atoms`. Raises SpecError if ASE has
     none."""
+    from ase.build import bulk  # deferred: slow to import
+
     try:
         return bulk(element, cubic=True)
     except (ValueError, RuntimeError, KeyError):

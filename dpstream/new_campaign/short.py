@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import yaml
 from ase.data import atomic_masses, atomic_numbers, chemical_symbols
-from ase.io import write
 
 from dpstream.inputs.read_structures import read_structures
 from dpstream.new_campaign.elements import CRYSTALS, crystal
@@ -92,6 +91,8 @@ def symbols_in(text: str) -> list[str]:
 
 def given(paths: Sequence[Path], elements: Sequence[str]) -> Given:
     """The structures in files, or the crystal of the one element. Raises SpecError."""
+    from ase.io import write  # deferred: slow to import
+
     if not paths:
         if len(elements) != 1:
             raise SpecError("--structure: give files, or one element with --elements")

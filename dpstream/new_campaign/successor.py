@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ase.io import write
 
 from dpstream.export.dataset_folder import write_dataset
 from dpstream.export.results import CampaignResults
@@ -218,6 +217,8 @@ def _with_names(settings: Any, found: dict[str, Attached]) -> Any:
 
 
 def _extxyz(frames: list[Frame]) -> bytes:
+    from ase.io import write  # deferred: slow to import
+
     text = io.StringIO()
     write(text, [to_ase(frame.with_parameters({})) for frame in frames], format="extxyz")
     return text.getvalue().encode()

@@ -1,13 +1,18 @@
-"""A progress bar, shown on a terminal only."""
+"""What takes its time, shown on a terminal only: a bar, or a word."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dpstream.terminal.console import notes
+
+
+def at_work(what: str) -> AbstractContextManager[object]:
+    """Shows that something is being done, on a terminal, while it takes its time."""
+    return notes.status(what) if notes.is_terminal and not notes.quiet else nullcontext()
 
 
 @contextmanager

@@ -48,3 +48,13 @@ def test_no_file_names_the_folders_as_packages() -> None:
     ]
     assert len(files) > 300
     assert [path for path in files if TOP_LEVEL.search(path.read_text())] == []
+
+
+@pytest.mark.slow
+def test_the_command_line_starts_without_what_is_slow_to_import() -> None:
+    """SciPy alone, which ase.build and ase.neighborlist import, takes a third of a second."""
+    code = (
+        "import sys, dpstream.commands.app; print(*{'scipy', 'dpdata', 'torch'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr

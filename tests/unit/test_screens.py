@@ -43,7 +43,8 @@ def lines(folder: Path, *words: str) -> list[str]:
         text = b"".join(_read(ours, process)).decode()
     os.close(ours)
     assert process.returncode == 0, text
-    return [CONTROL.sub("", line).rstrip() for line in text.replace("\r", "").splitlines()]
+    plain = CONTROL.sub("", text).replace("\r\n", "\n")
+    return [line.split("\r")[-1].rstrip() for line in plain.split("\n") if line]
 
 
 def _read(descriptor: int, process: subprocess.Popen[bytes]) -> Iterator[bytes]:

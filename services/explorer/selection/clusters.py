@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from ase.neighborlist import natural_cutoffs, neighbor_list
 
 from dpstream.shared.atoms.frames import Floats, Frame, canonical, to_ase
 
@@ -59,6 +58,8 @@ def cluster(frame: Frame, centre: int, radius: float) -> Frame:
 
 
 def _bonds(frame: Frame) -> Bonds:
+    from ase.neighborlist import natural_cutoffs, neighbor_list  # deferred: slow to import
+
     atoms = to_ase(frame)
     bonds: Bonds = defaultdict(list)
     cutoffs = natural_cutoffs(atoms, mult=BOND)
