@@ -43,7 +43,7 @@ from dpstream.running.connection import (
     word,
 )
 from dpstream.running.first_checks import FirstChecks
-from dpstream.running.requests import waits_for_coordinator, way_to
+from dpstream.running.requests import rests, waits_for_coordinator, way_to
 from dpstream.running.submit import announced
 from dpstream.running.submit import submit as freeze
 from dpstream.running.workers_version import with_workers_version
@@ -167,6 +167,8 @@ def watch(campaign: Campaign = None, root: Root = DEFAULT_ROOT, broker: Broker =
     with within(root):
         store, name = named(campaign, root)
         bus = open_bus(broker) if broker else None
+        if verdict(store, name) is None and (remark := rests(root, broker, name)):
+            say(notes, f"{name}: {remark}")
         try:
             followed = FollowedCampaign.open(store, name, bus)
             status = look_on(followed, followed.goes_on)

@@ -141,6 +141,14 @@ def waits_for_coordinator(message: Message, waited: float) -> str:
     )
 
 
+def rests(root: str, broker: str | None, campaign: str) -> str:
+    """That nothing goes on by itself, as no run is at work in a folder; empty otherwise, and where
+    a broker may reach a coordinator."""
+    if broker is not None or not is_folder(root) or is_at_work(Path(root), campaign):
+        return ""
+    return f"no dpstream run is at work on it in {root}; next: dpstream run SPEC"
+
+
 def is_at_work(root: Path, campaign: str) -> bool:
     """Whether a run holds the campaign's lock."""
     try:

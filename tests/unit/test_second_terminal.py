@@ -115,6 +115,18 @@ def test_without_a_run_it_says_how_to_have_it_verified_again(call: Call) -> None
 # ------------------------------------------------------------------------- requests
 
 
+def test_status_and_watch_say_that_nothing_runs(call: Call) -> None:
+    remark = "no dpstream run is at work on it in runs; next: dpstream run SPEC"
+    with at_work(ROOT, "small") as run:
+        exploring(run)
+        assert remark not in call("status", "small")[1]
+    assert call("status", "small")[1].splitlines()[-1] == remark
+    with at_work(ROOT, "small"):
+        call("pause", "small")
+    assert call("watch", "small")[1].splitlines()[0] == f"small: {remark}"
+    assert "next: dpstream resume small, or dpstream run SPEC" in call("status", "small")[1]
+
+
 def test_a_run_is_paused_resumed_and_cancelled(call: Call) -> None:
     with at_work(ROOT, "small") as run:
         exploring(run)

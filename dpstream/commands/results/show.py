@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from dpstream.commands.options import DEFAULT_ROOT, AsJson, Campaign, Root, named, within
 from dpstream.report import write_report
+from dpstream.running.requests import rests
 from dpstream.services.coordinator.fleet.spending import spending_by_deployment
 from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.services.coordinator.views.why import why as why_frame
@@ -31,10 +33,11 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT, as_json: AsJson
             return
         console.print(summary(found, remaining(found.overview, view.pace)))
         buried, spending = count_buried(store), spending_by_deployment(store)
-    if step := next_step(found.overview):
+    broker = os.environ.get("DPSTREAM_BROKER")
+    if step := next_step(found.overview) or rests(root, broker, name):
         say(notes, step)
-    for name, spent in spending.items():
-        console.print(f"workers of {name}: {spent.describe()}", highlight=False)
+    for pool, spent in spending.items():
+        console.print(f"workers of {pool}: {spent.describe()}", highlight=False)
     if buried:
         console.print(
             f"{buried} messages could not be decoded; they are kept in the store under "
