@@ -42,10 +42,11 @@ HEAD = """\
 #   dpstream run campaign.yaml
 # Keys that are left out have their defaults: `dpstream new NAME --full` lists them.
 # For further elements, extend type_map and add systems with structures that contain them.
+"""
+OF_LABELS = """\
 # The labels in {labels}/ are by {recipe}.
 # With another recipe in `labels`, compute them again, and name relabelled/deepmd in initial.data:
 #   dpstream label {labels}/dataset.extxyz --recipe campaign.yaml -o relabelled
-
 """
 
 
@@ -81,7 +82,8 @@ class Successor:
         """The spec."""
         recipe = self.submitted.recipe
         method = CODES[recipe.code].method(recipe.settings)
-        head = HEAD.format(
+        text = HEAD + (OF_LABELS if self.labelled else "") + "\n"
+        head = text.format(
             name=self.name,
             plan=self._plan[0],
             old=self.old.campaign,

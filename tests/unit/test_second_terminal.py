@@ -425,3 +425,18 @@ def test_an_amendment_of_a_deployment_is_no_option_of_run(call: Call) -> None:
     status, _, said = call("run", "campaign.yaml", "--amend", "--broker", "amqp://u:p@h:1/v")
     assert status == 2
     assert said == "dpstream: --amend: in a deployment, type: dpstream amend NAME SPEC\n"
+
+
+def test_a_new_campaign_begins_with_the_amended_plan(call: Call) -> None:
+    with at_work(ROOT, "small"):
+        more = write("more.yaml", stages=[*SPEC["stages"], HOT], budget={"rounds": 3})
+        assert call("amend", "small", more, "--yes")[0] == 0
+    assert call("new", "next", "--from", "small")[::2] == (0, "")
+    text = Path("next/campaign.yaml").read_text()
+    assert "begins with plan 2 of small and its 0 labels" in text
+    assert "The labels in dataset/" not in text
+    document = yaml.safe_load(text)
+    assert [stage["name"] for stage in document["stages"]] == ["cold", "hot"]
+    assert document["budget"] == {"rounds": 3}
+    assert document["initial"] == {"perturb": {"copies": 2}}, "nothing was trained yet"
+    assert call("validate", "next/campaign.yaml")[::2] == (0, "")

@@ -162,6 +162,7 @@ def test_labels_of_trained_models_replace_the_initial_frames(
     assert document["initial"] == {"data": ["dataset/deepmd"]}
     assert document["labels"] == {"code": "tblite", "settings": {}}
     assert "begins with plan 1 of told and its 2 labels" in path.read_text()
+    assert "# The labels in dataset/ are by GFN2-xTB with tblite 0.8.0.\n" in path.read_text()
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/*.yaml")), ids=str)
