@@ -71,10 +71,10 @@ def _bars(axes: Any, points: Sequence[Point]) -> None:
     for number, (name, mine) in enumerate(names.items()):
         places = [groups.index(each.x) + (number - (len(names) - 1) / 2) * width for each in mine]
         bars = axes.bar(places, [100 * each.y for each in mine], 0.9 * width, label=name)
-        axes.bar_label(bars, fmt="%.0f", fontsize=7)
+        axes.bar_label(bars, fmt="%.3g", fontsize=7)
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel("%")
-    axes.margins(y=0.25)
+    axes.margins(y=0.5 if len(names) > 1 else 0.1)  # room for the legend
 
 
 def _curves(axes: Any, points: Sequence[Point]) -> None:
