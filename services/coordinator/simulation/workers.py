@@ -130,7 +130,7 @@ class Crew:
             now, ahead = self.agenda.now, 0.0
             if isinstance(command, m.Label) and command.resume is not None:
                 ahead = self.restarts[command.task]
-                self.lost_seconds -= ahead
+                self.lost_seconds = max(0.0, self.lost_seconds - ahead)
             self._begin(slot, Work(command, secret, now, now, ahead))
 
     def _begin(self, slot: Slot, work: Work) -> None:
