@@ -1,6 +1,6 @@
 """What moves a batch of replicas: TorchSim's integrators, those of the installed release.
 
-Releases before Python 3.12 end with 0.3.0, whose interface differs from that of 0.6.
+The newest release for Python 3.11 is 0.3.0, whose interface differs from that of 0.6.
 """
 
 from __future__ import annotations
