@@ -8,7 +8,7 @@ from dpstream.inputs.gather import Gathered
 from dpstream.running.cross_check import force_tolerance, labels_to_check, number_of_checks
 from dpstream.running.label_here import label_frames
 from dpstream.services.labeler.acceptance import Comparison
-from dpstream.services.labeler.recipes import code_of
+from dpstream.services.labeler.recipes import code_of, unknown_here
 from dpstream.shared.atoms.frames import Frame, FrameLabel
 from dpstream.shared.cross_check import ComparedLabel, disagreement
 from dpstream.shared.errors import SpecError
@@ -19,10 +19,14 @@ from dpstream.terminal.progress import progress
 
 
 def check_here(gathered: Gathered, spec: Spec, recipe: Recipe) -> None:
-    """`compare` with labels computed in this process, announced and with progress."""
+    """`compare` with labels computed in this process, announced and with progress. Raises
+    `SpecError`, also if this machine lacks the code."""
     count = number_of_checks(gathered, spec)
     if not count:
         return
+    missing = unknown_here(spec.labels)
+    if missing is not None:
+        raise SpecError(f"--cross-check: computes labels on this machine: {missing}")
     say(
         notes,
         f"cross-check: the recipe labels {count} of {len(gathered.labelled)} imported frames again",

@@ -93,7 +93,10 @@ def test_checks_use_the_label_budget() -> None:
     [
         (DIFFERS, "forces of 5 .* by up to 0.06 eV/Å; allowed: 0.05 .* cancel this one and start"),
         (ComparedLabel(energy=3.0), "energies of 5 .* by up to 3 eV per atom"),
-        (REJECTED, "gives an imported frame no label: C1H4: scf: not converged. Resume has these"),
+        (
+            REJECTED,
+            "gives an imported frame no label: C1H4: scf: not converged. If a labeler is the",
+        ),
     ],
 )
 def test_if_they_disagree_the_campaign_pauses_and_says_what_to_do(

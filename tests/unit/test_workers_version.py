@@ -8,16 +8,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from ase.build import molecule
 
+from dpstream.inputs.gather import Gathered
+from dpstream.running.check_here import check_here
 from dpstream.running.workers_version import with_workers_version
 from dpstream.services.coordinator.ledger.submission import stored_spec, submission
 from dpstream.services.labeler.__main__ import _programs
 from dpstream.services.labeler.recipes import LEFT, left_to_workers, make_recipe
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared import messages as m
+from dpstream.shared.atoms.frames import FrameLabel, canonical, from_ase
 from dpstream.shared.errors import Refused, SpecError
 from dpstream.shared.programs import MOST_GROUPS, REMEMBERED, Programs
 from dpstream.shared.spec import Spec
@@ -246,3 +250,17 @@ def test_submit_records_the_version_and_the_campaign_keeps_it(
     with_embedded_broker(monkeypatch)
     assert submit()[0] == 0, "also from a machine with the code"
     assert submission(store, "light") == first
+
+
+def test_imported_labels_are_compared_here_only_where_the_code_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frame = canonical(from_ase(molecule("CH4"))).frame
+    data = Gathered({}, [], [(frame, FrameLabel(0.0, np.zeros((5, 3))))], [], [])
+    monkeypatch.setattr(metadata, "version", without("tblite"))
+    labels = left_to_workers(spec().labels)
+    of = spec().model_copy(update={"labels": labels})
+    with pytest.raises(
+        SpecError, match=r"^--cross-check: computes labels on this machine: labels\."
+    ):
+        check_here(data, of, make_recipe(labels))

@@ -9,10 +9,10 @@ from dpstream.services.coordinator.decisions import Decisions, is_decided
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 
-FIXED = "The recipe of a campaign cannot change"
-OTHERWISE = f"{FIXED}: cancel this one and start another, or resume it to use the data as they are"
-AGAIN = f"Resume has these frames computed again, if a labeler was the cause. {FIXED}"
-"""What to do about frames that the recipe rejects."""
+FIXED = "The recipe of a campaign cannot change: cancel this one and start another"
+ACCEPT = f"{FIXED}, or resume it to use the data as they are"
+MEND = f"If a labeler is the cause, mend it and resume: these frames are computed again. {FIXED}"
+"""Of frames without a label."""
 
 
 def compare_imported(decisions: Decisions) -> None:
@@ -44,4 +44,4 @@ def _next(state: State) -> str:
     """What a user may do about the disagreement."""
     check = state.cross_check
     rejected = any(each.rejected for each in check.compared.values())
-    return AGAIN if rejected and not check.repeated else OTHERWISE
+    return MEND if rejected and not check.repeated else ACCEPT
