@@ -80,7 +80,7 @@ class Gathered:
     @property
     def first(self) -> int:
         """Number of frames labelled independently of exploration."""
-        return len(self.initial) + self.measured + self.compared
+        return len(self.initial) + self.measured
 
     @property
     def measured(self) -> int:

@@ -34,14 +34,9 @@ def _check_budget(spec: Spec, found: Gathered) -> None:
     """Raises `SpecError` if the budget is smaller than all that is computed in any case."""
     points = spec.verification.reference_points
     least = found.first + points
-    parts = {
-        "initial frames to label": found.first - found.compared,
-        "labels of the cross-check": found.compared,
-        "single points of verification.reference_md": points,
-    }
     if least > spec.budget.labels:
-        listed = " + ".join(f"{count} {what}" for what, count in parts.items() if count)
         raise SpecError(
             f"budget.labels: {spec.budget.labels} is less than the {least} that are computed in "
-            f"any case ({listed}); raise it, or reduce these"
+            f"any case ({found.first} initial frames to label + {points} single points of "
+            "verification.reference_md); raise it, or reduce these"
         )

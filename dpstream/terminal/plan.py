@@ -244,8 +244,8 @@ def _cross_check_words(gathered: Gathered) -> str:
         return ""
     return (
         f"the labelers compute {count} of {len(sizes)} imported labels again before anything else "
-        f"({count} single points of up to {max(sizes)} atoms); the campaign pauses if they differ "
-        "(--no-cross-check omits this)"
+        f"({count} single points of up to {max(sizes)} atoms, beside the budget); the campaign "
+        "pauses if they differ (--no-cross-check omits this)"
     )
 
 
@@ -357,7 +357,7 @@ def _per_round(spec: Spec, stage: Stage) -> int:
 def _budget_words(spec: Spec, gathered: Gathered) -> str:
     most = most_labels(spec, gathered.first)
     reference = spec.verification.reference_md
-    further = {"for properties": gathered.measured, "cross-check": gathered.compared}
+    further = {"for properties": gathered.measured}
     if reference is not None:
         trajectories = f"single points of {reference.trajectories} reference trajectories"
         further[trajectories] = reference.single_points

@@ -828,7 +828,7 @@ class State:
     def label_room(self) -> int:
         """Labels that the budget still allows to request."""
         used = self.requested - self.labels.revoked
-        used += len(self.labels.checks) + len(self.imported)
+        used += len(self.labels.checks)
         used += 0 if self.submitted is None else self.submitted.reference_points
         return max(0, self.spec.budget.labels - used)
 

@@ -202,7 +202,7 @@ def check_counters(state: State) -> None:
     assert state.labels.pending == len(awaited)
     assert state.labels.proposed == sum(frames[key].purpose == "proposed" for key in awaited)
     bought = sum(f.status != "revoked" for f in frames.values())
-    bought += len(state.labels.checks) + len(state.imported)
+    bought += len(state.labels.checks)
     bought += state.submitted.reference_points if state.submitted else 0
     assert state.label_room == max(0, state.spec.budget.labels - bought)
     assert set(state.labels.waiting) == {key for key, f in frames.items() if f.status == "waiting"}

@@ -87,11 +87,11 @@ def test_reference_trajectories_count_in_the_budget() -> None:
     found = replace(gathered(), systems={"a": [gathered().labelled[0][0]]}, compared=5)
     text = " ".join(as_text(plan(wanted, found, make_recipe(wanted.labels))).split())
     assert (
-        f"{most_labels(wanted, 5)} = min(budget 1000, 0 initial + 5 cross-check + {POINTS} single "
-        "points of 2 reference trajectories + 2 stages × 3 rounds × (10 + 5 audit))"
+        f"{most_labels(wanted, 0)} = min(budget 1000, 0 initial + {POINTS} single points of 2 "
+        "reference trajectories + 2 stages × 3 rounds × (10 + 5 audit))"
     ) in text
     assert "the labelers compute 5 of 20 imported labels again" in text
-    assert "5 single points of up to 5 atoms" in text
+    assert "5 single points of up to 5 atoms, beside the budget" in text
 
 
 def test_reference_dynamics_makes_as_many_single_points() -> None:
@@ -109,14 +109,14 @@ def test_reference_dynamics_makes_as_many_single_points() -> None:
 def test_a_campaign_that_begins_needs_a_budget_for_what_is_computed_in_any_case() -> None:
     data = gathered()
     checks = FirstChecks(Path("campaign.yaml"), True, False)
-    wanted = spec(budget={"labels": POINTS + 5}, verification={"reference_md": REFERENCE})
+    wanted = spec(budget={"labels": POINTS}, verification={"reference_md": REFERENCE})
     assert checks.passed(wanted, data).compared == 5
-    short = spec(budget={"labels": POINTS + 4}, verification={"reference_md": REFERENCE})
+    short = spec(budget={"labels": POINTS - 1}, verification={"reference_md": REFERENCE})
     with pytest.raises(SpecError) as refused:
         checks.passed(short, data)
     assert str(refused.value) == (
-        f"campaign.yaml: budget.labels: {POINTS + 4} is less than the {POINTS + 5} that are "
-        f"computed in any case (5 labels of the cross-check + {POINTS} single points of "
+        f"campaign.yaml: budget.labels: {POINTS - 1} is less than the {POINTS} that are computed "
+        f"in any case (0 initial frames to label + {POINTS} single points of "
         "verification.reference_md); raise it, or reduce these"
     )
 
