@@ -410,7 +410,7 @@ class Verify(Command):
 
 class ProcessStarted(Event):
     """A worker process is connected and takes tasks from now on. It belongs to no campaign and to
-    no ledger, and nothing depends on its arrival."""
+    no ledger, and no campaign depends on its arrival."""
 
     campaign: Literal["-"] = Field(default="-", description="in place of a campaign's name")
     worker: str
@@ -422,7 +422,7 @@ class ProcessStarted(Event):
     programs: dict[str, str] = Field(
         default={},
         description="labeling codes, ASE calculators and engines that it runs, with their "
-        "versions, empty where they are not known without a run",
+        "versions, as in recipes; empty where a campaign states them",
     )
     devices: tuple[str, ...] = Field(default=(), description="models of the GPUs that it may use")
 
@@ -432,7 +432,8 @@ class ProcessStarted(Event):
 
 class WorkerStarted(ProcessStarted):
     """A worker process is connected and takes tasks from now on. It belongs to no campaign and to
-    no ledger, and nothing depends on its arrival."""
+    no ledger, and no campaign depends on its arrival. The coordinator keeps what labelers run for
+    those who submit campaigns."""
 
     PUBLISHERS = SERVICES
     type: Literal["worker-started/1"] = "worker-started/1"
