@@ -60,11 +60,11 @@ def test_status_and_watch_count_a_running_screen_as_the_explorers_work(store: Fo
 def test_logs_say_what_was_proposed_and_found(store: FolderStore) -> None:
     lines = list(LedgerLines().of(read_messages(store, sample_ledger.NAME)))
     (first, _) = (line for line in lines if "structures-proposed" in line)
-    assert first.endswith(": ga, offer-0: 1 to screen")
+    assert first.endswith(" ga, offer-0: 1 to screen")
     (screened,) = (line for line in lines if "structures-screened" in line)
     assert screened.endswith("screen: 1 accurate")
     (judged,) = (line for line in lines if "structures-judged" in line)
-    assert judged.endswith(": ga, offer-0: 1 accurate")
+    assert judged.endswith(" ga, offer-0: 1 accurate")
 
 
 def test_why_names_the_generator(store: FolderStore) -> None:
