@@ -48,10 +48,16 @@ class Processes:
             self._look_for_gpu(message)
         if "process" not in message.model_fields_set:
             self.nameless_at = now
-        elif message.process is not None and message.process not in self.ended:
+        elif message.process is not None:
             self.up.setdefault(message.process, now)
             if isinstance(message, m.ProcessStarted):
                 self._started[message.process] = message
+            if message.process in self.ended:  # looked up last: it may have ended just now
+                self._forget(message.process)
+
+    def _forget(self, name: str) -> None:
+        self.up.pop(name, None)
+        self._started.pop(name, None)
 
     def _look_for_gpu(self, started: m.TrainerStarted) -> None:
         if started.devices:
@@ -65,13 +71,12 @@ class Processes:
         gone = set(names) - running
         new, returned = gone - self._ended_at.keys(), running & self._ended_at.keys()
         self._ended_at |= dict.fromkeys(gone, now)
-        for name in new:
-            self.up.pop(name, None)
-            self._started.pop(name, None)
         for name in (*returned, *self._too_old(now)):
             del self._ended_at[name]
         if self.ended != self._ended_at.keys():
             self.ended = frozenset(self._ended_at)
+        for name in new:  # after `ended`, so that a message from now on does not bring it back
+            self._forget(name)
 
     def _too_old(self, now: float) -> list[str]:
         """Ended processes that need not be remembered any more; none most of the time."""
