@@ -147,7 +147,8 @@ class Launch:
     ended: counts by exit status or, in the engine's words, by reason; up, gone: the running and the
     ended processes by their `DPSTREAM_PROCESS`, as far as they are known; since: when it was
     launched, seconds since the epoch; waits_since: since when one of its processes has waited, 0:
-    since the launch; reason: why it waits, in the engine's words.
+    since the launch; reason: why it waits, in the engine's words; listed: False if the engine has
+    accepted it and does not list it yet.
     """
 
     name: str
@@ -162,6 +163,7 @@ class Launch:
     since: float = 0.0
     waits_since: float = 0.0
     reason: str = ""
+    listed: bool = True
 
     @property
     def started(self) -> int:

@@ -95,6 +95,14 @@ def test_what_waits_is_taken_back_after_the_cool_down_and_nothing_else_is() -> N
     assert one(Demand(), fresh).retirements == ()
 
 
+def test_what_is_not_listed_yet_is_not_taken_back_and_does_not_save_what_is() -> None:
+    """The engine does not find it, and would take nothing back."""
+    old = Launch("old", "p", waiting=2, since=NOW - 300)
+    new = Launch("new", "p", waiting=2, since=NOW - 200, listed=False)
+    found = one(Demand(waiting=2, seconds=99.0), Standing((old, new)))
+    assert [(each.launch.name, each.most) for each in found.retirements] == [("old", 2)]
+
+
 def test_a_measured_start_time_beyond_the_given_one_counts() -> None:
     short = Demand(waiting=360, seconds=1.0)
     assert wanted(one(short)) == 10

@@ -17,9 +17,9 @@ from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
 from dpstream.services.coordinator.fleet.engines import engines_of
-from dpstream.services.coordinator.fleet.memory import LAUNCHES_PER_MINUTE, UNLISTED_SECONDS
+from dpstream.services.coordinator.fleet.memory import LAUNCHES_PER_MINUTE
 from dpstream.services.coordinator.fleet.plan import Demand
-from dpstream.services.coordinator.fleet.pools import FleetFile, PoolSettings
+from dpstream.services.coordinator.fleet.pools import LIST_LAG, FleetFile, PoolSettings
 from dpstream.services.coordinator.fleet.reconciler import Reconciler, pause_after
 from dpstream.services.coordinator.fleet.spending import spending_by_deployment
 from dpstream.services.coordinator.http.api import make_app
@@ -35,7 +35,21 @@ from dpstream.shared.ports import Launch, Outgoing
 from dpstream.shared.store.folder import FolderStore
 
 QUEUE = "label.toy"
-POOL = {"engine": "process", "serves": [QUEUE], "max": 8, "start_time": 10, "step": 4}
+POOL: dict[str, object] = {
+    "engine": "process",
+    "serves": [QUEUE],
+    "max": 8,
+    "start_time": 10,
+    "step": 4,
+}
+LAGGING: dict[str, object] = {
+    **POOL,
+    "engine": "aws_batch",
+    "image": "labeler:1",
+    "memory": "1G",
+    "aws_batch": {"queue": "main"},
+}
+"""A pool of an engine whose list lags behind."""
 
 
 class MemoryFleet:
@@ -269,8 +283,12 @@ def test_a_launch_whose_reply_was_lost_and_that_is_listed_is_not_made_again(
     assert len(harness.fleet.launches) == 2
 
 
-def test_a_launch_that_the_engine_does_not_list_yet_is_not_made_again(harness: Harness) -> None:
-    """The list of AWS Batch lags behind what was submitted."""
+@pytest.mark.parametrize("pool", [LAGGING, POOL | {"engine": "lsf"}], ids=["aws_batch", "lsf"])
+def test_a_launch_that_the_engine_does_not_list_yet_is_not_made_again(
+    harness: Harness, pool: dict[str, object]
+) -> None:
+    """The lists of AWS Batch and of LSF lag behind what was submitted."""
+    harness.write(cpu=pool)
     reconciler = harness.start()
     reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
     with patch.object(harness.fleet, "running", return_value=[]):
@@ -284,12 +302,27 @@ def test_a_launch_that_the_engine_does_not_list_yet_is_not_made_again(harness: H
 
 
 def test_a_launch_that_is_never_listed_is_given_up(harness: Harness) -> None:
+    harness.write(cpu=LAGGING)
     reconciler = harness.start()
     reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
     with patch.object(harness.fleet, "running", return_value=[]):
         assert harness.turn(reconciler) == ["launch cpu 4"]
-        assert harness.turn(reconciler, seconds=UNLISTED_SECONDS - 1) == []
+        assert harness.turn(reconciler, seconds=LIST_LAG["aws_batch"] - 1) == []
         assert harness.turn(reconciler, seconds=1) == ["launch cpu 4"]
+
+
+def test_a_launch_that_ended_between_two_lists_leaves_its_place_to_the_next_one(
+    harness: Harness,
+) -> None:
+    """PBS without its history lists no job that has ended; a worker may take one task only."""
+    harness.write(cpu=POOL | {"max": 4})
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=4, seconds=60.0)})
+    with patch.object(harness.fleet, "running", return_value=[]):
+        calls = [harness.turn(reconciler) for _ in range(3)]
+    assert calls == [["launch cpu 4"]] * 3
+    assert reconciler.status is not None
+    assert reconciler.status.pools["cpu"].waiting == 0
 
 
 def test_what_ran_while_no_coordinator_did_costs_as_well(harness: Harness) -> None:

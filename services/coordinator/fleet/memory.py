@@ -22,9 +22,6 @@ CEILING_SECONDS = 600.0
 """How long a limit of the fleet engine is believed."""
 UNSURE_SECONDS = 300.0
 """How long a launch whose reply was lost may still appear; Slurm lists an ended one as long."""
-UNLISTED_SECONDS = 300.0
-"""How long an accepted launch counts although the engine does not list it yet: lists of AWS Batch
-lag behind what was submitted."""
 LAUNCHES_PER_MINUTE = 20
 """Of one pool."""
 STARTS = 20
@@ -53,6 +50,8 @@ class PoolMemory:
     """Why the engine could not be asked since then."""
     spot: bool = False
     """Whether its machines may be reclaimed."""
+    list_lag: float = 0.0
+    """Seconds for which its engine's list may lack what it has accepted."""
     failures: int = 0
     """Of workers in a row."""
     losses: int = 0
@@ -69,7 +68,7 @@ class PoolMemory:
     """Name of a launch whose reply was lost, until it is listed: the next one has the same name."""
     _unsure_at: float = 0.0
     _unlisted: dict[str, Launch] = field(default_factory=dict)
-    """Launches that the engine has accepted and not listed yet."""
+    """Launches that the engine has accepted, until it lists them or `list_lag` is over."""
     launched: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     _counted: dict[str, Counter[str]] | None = None
@@ -114,7 +113,7 @@ class PoolMemory:
         self._unlisted = {
             name: each
             for name, each in self._unlisted.items()
-            if name not in listed and now - each.since < UNLISTED_SECONDS
+            if name not in listed and now - each.since < self.list_lag
         }
 
     def judge_starts(self, processes: Processes, pool: PoolSettings, now: float) -> None:
@@ -202,7 +201,7 @@ class PoolMemory:
         """The engine has accepted a launch."""
         self._times.append(now)
         self.launched += count
-        self._unlisted[name] = Launch(name, pool, waiting=count, since=now)
+        self._unlisted[name] = Launch(name, pool, waiting=count, since=now, listed=False)
         self.unsure, self.losses = None, 0
         if not self.failures:
             self.pause = 0.0

@@ -165,7 +165,8 @@ class _PoolTurn:
         surplus = self.standing.alive - self.wanted
         if self.standing.unknown_since is not None or self.pool.is_observed:
             return
-        for launch in sorted(self.standing.launches, key=lambda each: -each.since):
+        listed = [each for each in self.standing.launches if each.listed]
+        for launch in sorted(listed, key=lambda each: -each.since):
             most = min(surplus, launch.waiting)
             if most > 0 and self.now - launch.since >= self.pool.cool_down:
                 surplus -= most

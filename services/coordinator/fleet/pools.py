@@ -49,6 +49,9 @@ LARGEST: Mapping[str, int] = {
 }
 """Most workers of one launch, by engine; the default MaxArraySize of Slurm is 1001, that of LSF
 1000."""
+LIST_LAG: Mapping[str, float] = {"aws_batch": 300.0, "lsf": 300.0}
+"""Seconds for which the list of an engine may lack what it has accepted; the other engines list it
+at once. `bjobs` may ask a copy of `mbatchd` that is 10 s old, at most 300 s (MBD_REFRESH_TIME)."""
 JOB_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,50}")
 MPI = ("PMI*", "PMIX_*", "I_MPI_*", "UCX_*", "OMPI_*")
 PASSES = {

@@ -29,6 +29,7 @@ from dpstream.services.coordinator.fleet.plan import (
     plan,
 )
 from dpstream.services.coordinator.fleet.pools import (
+    LIST_LAG,
     SERVICES,
     Budget,
     FleetFile,
@@ -169,6 +170,7 @@ class Reconciler:
         self._memory = {name: self._memory.get(name, PoolMemory()) for name in file.pools}
         for name, pool in file.pools.items():
             self._memory[name].spot = pool.spot
+            self._memory[name].list_lag = LIST_LAG.get(pool.engine, 0.0)
             if pool.gpus and Train.QUEUE in pool.serves:
                 self.processes.gpu_trainer = f"the trainers of pool {name} have a GPU"
 
