@@ -80,6 +80,8 @@ class BatchServer:
         """Seconds after which a job is listed; that of the service lags behind as well."""
         self.lost_replies = 0
         """Submissions whose connection ends before the reply."""
+        self.internal_errors = 0
+        """Submissions that are accepted and answered with status 500."""
         self.queue: Json = {"state": "ENABLED", "status": "VALID"}
         self.queue["jobStateTimeLimitActions"] = [{"state": "RUNNABLE"}]
         self._lock = threading.RLock()
@@ -190,6 +192,9 @@ class BatchServer:
         if self.lost_replies:
             self.lost_replies -= 1
             raise ConnectionAbortedError
+        if self.internal_errors:
+            self.internal_errors -= 1
+            raise RuntimeError("time limit of a replica")
         return {"jobId": job, "jobName": request["jobName"], "jobArn": f"arn:{job}"}
 
     def _listjobs(self, **request: Any) -> Json:
@@ -294,10 +299,13 @@ def _handler(server: BatchServer) -> type[BaseHTTPRequestHandler]:
                 return
             except (KeyError, ValueError, StopIteration) as error:
                 reply, status = {"message": str(error)}, 400
+            except RuntimeError as error:
+                reply, status = {"message": str(error)}, 500
             data = json.dumps(reply).encode()
             self.send_response(status)
-            if status == 400:
-                self.send_header("x-amzn-errortype", "ClientException")
+            if status != 200:
+                kind = "ClientException" if status == 400 else "ServerException"
+                self.send_header("x-amzn-errortype", kind)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

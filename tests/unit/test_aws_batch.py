@@ -11,15 +11,25 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import (
+    ClientError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ProxyConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
 
 from dpstream.deploy.rights import fleet_policy
 from dpstream.services.coordinator.fleet import aws_batch
-from dpstream.services.coordinator.fleet.aws_batch import AwsBatchFleet, _ending
+from dpstream.services.coordinator.fleet.aws_batch import AwsBatchFleet, _ending, _may_be_accepted
 from dpstream.services.coordinator.fleet.plan import Demand
-from dpstream.services.coordinator.fleet.pools import FleetFile, PoolSettings
+from dpstream.services.coordinator.fleet.pools import LIST_LAG, FleetFile, PoolSettings
 from dpstream.services.coordinator.fleet.reconciler import Reconciler
 from dpstream.services.labeler.settings import LabelerSettings
-from dpstream.shared.errors import FleetError
+from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.store.folder import FolderStore
 from tests.support.batch_server import PAGE, BatchServer
 from tests.support.fleets import NAME, STAYING, aws_batch_pool, end_all, until
@@ -145,14 +155,81 @@ def _name_of_the_only(server: BatchServer) -> str:
 def test_a_submission_whose_reply_was_lost_is_not_repeated_while_the_list_lags(
     server: BatchServer, tmp_path: Path
 ) -> None:
-    server.lag, server.lost_replies = 1.0, 1
+    """Nor does it pass for accepted, so that the reconciler counts the failures."""
+    server.lag, server.lost_replies = 600.0, 1
     found = fleet(tmp_path)
     with pytest.raises(FleetError, match="does not answer"):
         found.launch("cpu", 1, NAME)
+    _not_repeated(found, server)
+
+
+def test_a_submission_that_was_answered_with_a_server_error_is_not_repeated_either(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    server.lag, server.internal_errors = 600.0, 1
+    found = fleet(tmp_path)
+    with pytest.raises(FleetError, match="time limit of a replica") as raised:
+        found.launch("cpu", 1, NAME)
+    assert not isinstance(raised.value, FleetLimit), "which would give the next one another name"
+    _not_repeated(found, server)
+
+
+def _not_repeated(found: AwsBatchFleet, server: BatchServer) -> None:
+    with pytest.raises(FleetError, match=r"reply to a submission was lost.* again after \d+ s"):
+        found.launch("cpu", 1, NAME)
+    server.lag = 0.0
     found.launch("cpu", 1, NAME)
     assert len(server.jobs) == 1
+    end_all(found)
+
+
+def test_a_submission_that_was_lost_for_good_is_repeated_once_the_list_cannot_lag(
+    server: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.lost_replies = 1
+    found = fleet(tmp_path)
+    with pytest.raises(FleetError):
+        found.launch("cpu", 1, NAME)
+    server.jobs.clear()
+    monkeypatch.setitem(LIST_LAG, "aws_batch", 0.0)  # type: ignore[arg-type]
+    found.launch("cpu", 1, NAME)
     until(found, lambda launch: launch.alive == 1)
     end_all(found)
+
+
+def test_a_submission_that_was_not_sent_is_tried_again(
+    server: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And fails again, so that the pool pauses."""
+    found = fleet(tmp_path)
+    assert found.running() == []
+    monkeypatch.setenv("AWS_ENDPOINT_URL_BATCH", "http://127.0.0.1:9")  # of submissions alone
+    for _ in range(2):
+        with pytest.raises(FleetError, match="Could not connect"):
+            found.launch("cpu", 1, NAME)
+    assert server.jobs == {}
+
+
+ADDRESS = {"endpoint_url": "https://batch", "error": "x"}
+
+
+@pytest.mark.parametrize(
+    ("error", "may_be_accepted"),
+    [
+        (EndpointConnectionError(**ADDRESS), False),
+        (ConnectTimeoutError(**ADDRESS), False),
+        (ProxyConnectionError(proxy_url="http://proxy", error="x"), False),
+        (NoCredentialsError(), False),
+        (ReadTimeoutError(**ADDRESS), True),
+        (ConnectionClosedError(**ADDRESS), True),
+        (SSLError(**ADDRESS), True),
+        (ClientError({"ResponseMetadata": {"HTTPStatusCode": 429}}, "SubmitJob"), False),
+        (ClientError({"ResponseMetadata": {"HTTPStatusCode": 503}}, "SubmitJob"), True),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_which_submissions_may_have_been_accepted(error: Exception, may_be_accepted: bool) -> None:
+    assert _may_be_accepted(error) == may_be_accepted
 
 
 def test_a_refused_submission_may_be_repeated(server: BatchServer, tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from typing import Any
 
 import boto3.session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSLError
 
 from dpstream.services.coordinator.fleet.plan import time_of
-from dpstream.services.coordinator.fleet.pools import PoolSettings, worker_variables
+from dpstream.services.coordinator.fleet.pools import LIST_LAG, PoolSettings, worker_variables
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Launch
 
@@ -35,8 +35,6 @@ CONFIG = Config(
 )
 ONE_ATTEMPT = Config(retries={"mode": "standard", "total_max_attempts": 1})
 """For submissions: a second one after a lost reply would be another job."""
-UNLISTED_SECONDS = 300.0
-"""How long a submitted job may be missing in the list, which lags behind."""
 WAITING = ("SUBMITTED", "PENDING", "RUNNABLE")
 ENDED = ("SUCCEEDED", "FAILED")
 REMEMBERED = 600.0
@@ -73,8 +71,8 @@ class AwsBatchFleet:
     _children: dict[str, tuple[Mapping[str, int], float, list[Job]]] = field(default_factory=dict)
     """The children of each array that have started at least once, with the counts for which they
     were read, and when."""
-    _submitted: dict[str, float] = field(default_factory=dict)
-    """When each launch was submitted that may not be listed yet, also if the reply was lost."""
+    _lost: dict[str, float] = field(default_factory=dict)
+    """When each launch was submitted that Batch may have accepted, though it did not say so."""
 
     # ------------------------------------------------------------------ what every engine does
 
@@ -85,7 +83,7 @@ class AwsBatchFleet:
         return list(map(self._launch, jobs))
 
     def launch(self, pool: str, count: int, name: str, *, warm: bool = False) -> None:
-        if self._is_submitted(name):
+        if self._exists(name):
             return
         settings = self.pools[pool]
         request = {
@@ -145,19 +143,26 @@ class AwsBatchFleet:
 
     # ------------------------------------------------------------------------ what is submitted
 
-    def _is_submitted(self, name: str) -> bool:
-        now = time.monotonic()
-        recent = {n: at for n, at in self._submitted.items() if now - at < UNLISTED_SECONDS}
-        self._submitted = recent
-        return name in recent or bool(self._jobs(self._job_name(name)))
+    def _exists(self, name: str) -> bool:
+        """Raises FleetError while only a later list can tell."""
+        if self._jobs(self._job_name(name)):
+            return True
+        now, lag = time.monotonic(), LIST_LAG["aws_batch"]
+        self._lost = {each: at for each, at in self._lost.items() if now - at < lag}
+        if name in self._lost:
+            left = lag - (now - self._lost[name])
+            raise FleetError(
+                "AWS Batch: the reply to a submission was lost, and the job is not listed; it is "
+                f"submitted again after {left:.0f} s"
+            )
+        return False
 
     def _submit(self, name: str, request: Mapping[str, Any]) -> None:
-        self._submitted[name] = time.monotonic()
         try:
             self._call("submit_job", self._submitting_client, **request)
         except FleetError as error:
-            if isinstance(error.__cause__, ClientError):  # refused, and not lost
-                del self._submitted[name]
+            if _may_be_accepted(error.__cause__):
+                self._lost[name] = time.monotonic()
             raise
 
     def _job_name(self, name: str) -> str:
@@ -336,10 +341,17 @@ class AwsBatchFleet:
             return getattr(client or self._client, operation)(**request)
         except ClientError as error:
             words = f"AWS Batch: {error}"
-            kind = FleetLimit if LIMITS.search(words) else FleetError
-            raise kind(words) from error
+            is_limit = LIMITS.search(words) and not _may_be_accepted(error)
+            raise (FleetLimit if is_limit else FleetError)(words) from error
         except BotoCoreError as error:
             raise FleetError(f"AWS Batch does not answer: {error}") from error
+
+
+def _may_be_accepted(error: BaseException | None) -> bool:
+    """Whether a request with this error was sent and not refused. TLS may fail at any time."""
+    if isinstance(error, ClientError):
+        return int(error.response["ResponseMetadata"]["HTTPStatusCode"]) >= 500
+    return isinstance(error, HTTPClientError | SSLError)
 
 
 def _pairs(key: str, values: Mapping[str, str]) -> list[dict[str, str]]:
