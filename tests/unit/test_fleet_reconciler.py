@@ -283,6 +283,23 @@ def test_a_launch_whose_reply_was_lost_and_that_is_listed_is_not_made_again(
     assert len(harness.fleet.launches) == 2
 
 
+def test_a_launch_whose_reply_was_lost_and_that_is_listed_has_not_failed(harness: Harness) -> None:
+    reconciler = harness.start()
+    launch = harness.fleet.launch
+
+    def lose(pool: str, count: int, name: str, *, warm: bool) -> None:
+        launch(pool, count, name, warm=warm)
+        raise FleetError("timed out")
+
+    harness.fleet.launch = lose  # type: ignore[method-assign]
+    for wanted in (2, 4, 6):
+        reconciler.post({QUEUE: Demand(waiting=wanted, seconds=60.0)})
+        assert harness.turn(reconciler) == ["launch cpu 2"]
+    harness.turn(reconciler)
+    assert reconciler.status is not None
+    assert not reconciler.status.pools["cpu"].paused
+
+
 @pytest.mark.parametrize("pool", [LAGGING, POOL | {"engine": "lsf"}], ids=["aws_batch", "lsf"])
 def test_a_launch_that_the_engine_does_not_list_yet_is_not_made_again(
     harness: Harness, pool: dict[str, object]

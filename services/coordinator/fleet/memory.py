@@ -100,7 +100,9 @@ class PoolMemory:
         )
         before = self._counted
         self._counted = {launch.name: Counter(launch.ended) for launch in launches}
-        if self.unsure in self._counted or now - self._unsure_at > UNSURE_SECONDS:
+        if self.unsure in self._counted:
+            self.unsure, self.losses = None, 0
+        elif now - self._unsure_at > UNSURE_SECONDS:
             self.unsure = None
         new: Counter[str] = Counter()
         for name, ended in self._counted.items() if before is not None else ():
