@@ -42,10 +42,10 @@ IN_USE = "workers in use, first label to last"
 LOST = "throughput lost, 30 % reclaimed per hour"
 RECLAIMED = {
     "with notice": (True, False),
-    "with notice and restart files": (True, True),
+    "with restart files": (True, True),
     "without notice": (False, False),
 }
-"""Whether reclaimed workers get a notice, and whether labels continue from restart files."""
+"""Whether reclaimed workers get a notice, and whether labels then continue from restart files."""
 MONEY, HOURS = "money, fixed at peak = 100", "hours, fixed at peak = 100"
 
 
