@@ -129,7 +129,7 @@ def _small(document: dict[str, Any], pair: Pair) -> dict[str, Any]:
         "numb_models": 2,
         "default_training_param": document["default_training_param"] | {"training": training},
         "model_devi_jobs": jobs,
-        "model_devi_f_trust_lo": 0.001,
+        "model_devi_f_trust_lo": 0.0,
         "model_devi_f_trust_hi": 1000.0,
         "fp_task_max": 2,
         "fp_task_min": 1,
