@@ -65,10 +65,10 @@ def histogram(title: str, counts: Ints, trust: Trust | None) -> Plot:
     """Frames `(48,)` by deviation, coloured by what the trust levels make of the bin's middle."""
     unit = "eV/Å" if trust is None or trust.relative is None else "relative"
     plot, xs, ys = _blank(title, f"largest force deviation ({unit})", "share of frames", SMALL)
-    levels = [] if trust is None else [trust.low, trust.high]
+    levels = {} if trust is None else _positive(trust)
     filled = np.flatnonzero(counts)
-    low = min([float(BINS[filled[0]]), *levels]) if len(filled) else 1e-3
-    high = max([float(BINS[filled[-1] + 1]), *levels]) if len(filled) else 1.0
+    low = min([float(BINS[filled[0]]), *levels.values()]) if len(filled) else 1e-3
+    high = max([float(BINS[filled[-1] + 1]), *levels.values()]) if len(filled) else 1.0
     x = Scale(low / 1.3, high * 1.3, *xs, log=True)
     total = int(counts.sum()) or 1
     y = linear([float(counts.max()) / total], *ys)
@@ -86,9 +86,15 @@ def histogram(title: str, counts: Ints, trust: Trust | None) -> Plot:
     return plot
 
 
-def _levels(plot: Plot, x: Scale, levels: Sequence[float]) -> list[Rule]:
-    named = zip(("low", "high"), levels, strict=False)
-    return [_vertical(plot, x(level), f"{name} {level:g}") for name, level in named]
+def _positive(trust: Trust) -> dict[str, float]:
+    """The trust levels that have a place on a logarithmic axis: not a lower level of zero, with
+    which all frames are candidates."""
+    levels = {"low": trust.low, "high": trust.high}
+    return {name: level for name, level in levels.items() if level > 0}
+
+
+def _levels(plot: Plot, x: Scale, levels: Mapping[str, float]) -> list[Rule]:
+    return [_vertical(plot, x(level), f"{name} {level:g}") for name, level in levels.items()]
 
 
 def _kind(deviation: float, trust: Trust | None) -> str:
@@ -230,8 +236,8 @@ def truth(title: str, pairs: Sequence[AuditPoint], trust: Trust | None) -> Plot 
     if not finite:
         return None
     plot, xs, ys = _blank(title, "deviation ε (eV/Å)", "true max-atom error ε̂ (eV/Å)")
-    levels = [] if trust is None or trust.relative is not None else [trust.low, trust.high]
-    both = [v for p in finite for v in (p.deviation, p.error)] + levels
+    levels = {} if trust is None or trust.relative is not None else _positive(trust)
+    both = [*(v for p in finite for v in (p.deviation, p.error)), *levels.values()]
     x, y = logarithmic(both, *xs), logarithmic(both, *ys)
     plot.x_ticks, plot.y_ticks = x.ticks(), y.ticks()
     plot.rules = [Rule(x(x.low), y(y.low), x(x.high), y(y.high), "ε̂ = ε", "diagonal")]

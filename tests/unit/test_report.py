@@ -521,6 +521,14 @@ def test_histogram_bars_stand_on_the_axis_and_know_their_verdict() -> None:
     assert 0.1 < middle < 0.3
 
 
+def test_a_lower_level_of_zero_has_no_place_on_the_axis() -> None:
+    counts = charts.np.zeros(48, dtype=int)
+    counts[20] = 2
+    plot = charts.histogram("h", counts, Trust(low=0.0, high=0.3))
+    assert [rect.kind for rect in plot.rects] == ["candidate"]
+    assert [rule.text for rule in plot.rules] == ["high 0.3"]
+
+
 def test_stacked_bars_fill_the_whole_height() -> None:
     bar = charts.RoundBar("1", "round 1", Counts(accurate=5, candidate=3, failed=2))
     plot = charts.rounds("r", [bar], 0.95)
