@@ -191,6 +191,13 @@ class Outcome:
         """Whether the run ended normally without converged iterations."""
         return self.end_marker and (self.not_converged or not self.converged)
 
+    @property
+    def doubt(self) -> str | None:
+        """Why the iterations are not known to have converged; None if they are."""
+        if self.not_converged:
+            return "the electronic iterations did not converge"
+        return None if self.converged else "the output does not state that the iterations converged"
+
     def facts(self) -> dict[str, Any]:
         """The fields as JSON values, without loss of precision."""
         return {name: _plain(value) for name, value in vars(self).items()}
@@ -333,9 +340,7 @@ def _end_marker(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str
 
 
 def _converged(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | None:
-    if outcome.not_converged:
-        return "the electronic iterations did not converge"
-    return None if outcome.converged else "the output does not state that the iterations converged"
+    return outcome.doubt
 
 
 def _one_energy(frame: Frame, outcome: Outcome, limits: AcceptanceLimits) -> str | None:

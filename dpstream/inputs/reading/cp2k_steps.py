@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dpstream.inputs.reading.found import FoundFrame
-from dpstream.inputs.reading.parsed import ended, parsed
+from dpstream.inputs.reading.parsed import followed, parsed, split_at
 from dpstream.services.labeler.codes.cp2k import ENERGY, PERIODICITY, POSITIONS, POSITIONS_END
 from dpstream.services.labeler.codes.parse import NUMBER, block, first, numbers, read_text, rows
 from dpstream.shared.atoms.frames import Floats, Frame
@@ -83,15 +83,16 @@ def read_cp2k(path: Path) -> Iterator[FoundFrame]:
     if len(steps) < 2:
         yield parsed("cp2k", {"stdout": text}, start, problem)
         return
-    one, *others = ended(steps, END)
-    yield parsed("cp2k", {"stdout": header + one}, start, problem)
+    whole = END in text
+    yield parsed("cp2k", {"stdout": header + steps[0]}, start, problem, complete=True)
     trajectory = _trajectory(path.parent, text)
     facts = "\n".join(line for line in header.splitlines() if re.search(PERIODICITY, line))
-    for step in others:
+    for step, is_followed in list(followed(steps))[1:]:
         frame, problem = (
             (None, problem) if start is None else trajectory.frame(_energy(step), start)
         )
-        yield parsed("cp2k", {"stdout": f"{facts}\n{step}"}, frame, problem)
+        stdout = {"stdout": f"{facts}\n{step}"}
+        yield parsed("cp2k", stdout, frame, problem, complete=is_followed or whole)
 
 
 def _first(text: str) -> tuple[Frame | None, str]:
@@ -114,19 +115,16 @@ def _energy(step: str) -> float:
 def _steps(text: str) -> tuple[str, list[str]]:
     """What is printed before the first self-consistent cycle, and the steps, each of which begins
     with one. A cycle without a total energy goes on in the next."""
-    starts = [match.start() for match in SCF.finditer(text)]
+    header, parts = split_at(SCF, text)
     steps: list[str] = []
     repeated = False
-    for begin, end in zip(starts, [*starts[1:], None], strict=True):
-        part = text[begin:end]
+    for part in parts:
         if steps and not numbers(ENERGY, steps[-1]):
             steps[-1] += part
         elif not repeated:
             steps.append(part)
         repeated = REPEATED in part
-    if steps and starts and END in text and END not in steps[-1]:
-        steps[-1] += f"\n{END}\n"
-    return text[: starts[0]] if starts else text, steps
+    return header, steps
 
 
 def _trajectory(folder: Path, text: str) -> _Trajectory:

@@ -11,9 +11,8 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from dpstream.inputs.reading.found import FoundFrame
-from dpstream.inputs.reading.parsed import dpdata_frame, ended, parsed, split_at, unread
+from dpstream.inputs.reading.parsed import dpdata_frame, followed, parsed, split_at, unread
 from dpstream.services.labeler.codes.abacus import SUFFIX
-from dpstream.services.labeler.codes.gaussian import BEYOND_SCF
 from dpstream.services.labeler.codes.parse import (
     NUMBER,
     first,
@@ -31,7 +30,6 @@ from dpstream.shared.errors import SpecError
 
 ABACUS_LOG = "running_scf.log"
 ABACUS_LOGS = (ABACUS_LOG, "running_relax.log", "running_cell-relax.log", "running_md.log")
-ABACUS_END = " Total  Time  : 0"
 ABACUS_STEP = re.compile(r"^ *(?:DIRECT|CARTESIAN) COORDINATES", re.MULTILINE | re.IGNORECASE)
 ABACUS_ATOM = re.compile(
     rf"^ *(?:tau[cd]_)?([A-Z][a-z]?)\d*((?: +{NUMBER}){{3}})(?: +\S+)*$", re.MULTILINE
@@ -50,9 +48,11 @@ def read_abacus(path: Path) -> Iterator[FoundFrame]:
         yield _abacus(text, *dpdata_frame(path.parent.parent, "abacus/scf", periodic=True))
         return
     header, steps = split_at(ABACUS_STEP, text)
+    if not steps:
+        yield unread("the log has no positions of atoms")
     alat = float(first(rf"lattice constant \(Bohr\) = *({NUMBER})", header) or "nan") * BOHR
     cell = None
-    for step in ended(steps, ABACUS_END):
+    for step, is_followed in followed(steps):
         printed = rows_after(step.splitlines(), ABACUS_CELL, slice(0, 3))
         cell = cell if printed is None else printed * alat
         if len(ABACUS_ENERGY.findall(step)) > 1:
@@ -61,11 +61,11 @@ def read_abacus(path: Path) -> Iterator[FoundFrame]:
                 "in files (MD_dump, STRU_ION*_D) that are not read"
             )
         elif ABACUS_ENERGY.search(step) or "ELEC" in step:
-            yield _abacus(step, *_abacus_frame(step, cell, alat))
+            yield _abacus(step, *_abacus_frame(step, cell, alat), is_followed)
 
 
-def _abacus(text: str, frame: Frame | None, problem: str) -> FoundFrame:
-    return parsed("abacus", {f"OUT.{SUFFIX}/{ABACUS_LOG}": text}, frame, problem)
+def _abacus(text: str, frame: Frame | None, problem: str, complete: bool = False) -> FoundFrame:
+    return parsed("abacus", {f"OUT.{SUFFIX}/{ABACUS_LOG}": text}, frame, problem, complete)
 
 
 def _abacus_frame(step: str, cell: Floats | None, alat: float) -> tuple[Frame | None, str]:
@@ -87,7 +87,6 @@ SIESTA_ENERGY = re.compile(r"^siesta: E_KS\(eV\) =", re.MULTILINE)
 SIESTA_LOOP = rf"^ +scf: +\d+ +{NUMBER} +{NUMBER} +({NUMBER}) "
 """Iteration, Harris, Kohn-Sham and free energy."""
 SIESTA_FINAL = "siesta: Final energy (eV):"
-SIESTA_END = ">> End of run"
 
 
 def read_siesta(path: Path) -> Iterator[FoundFrame]:
@@ -102,14 +101,15 @@ def read_siesta(path: Path) -> Iterator[FoundFrame]:
     names = dict(re.findall(r"Species number: +(\d+) +Label: (\S+)", header))
     version = first(r"^((?:Siesta Version|Version).*)$", header) or ""
     cell = None
-    for step in ended(steps, SIESTA_END):
+    for step, is_followed in followed(steps):
         printed = rows_after(step.splitlines(), r"^outcell: Unit cell vectors \(Ang\)", slice(0, 3))
         cell = cell if printed is None else printed
         if len(SIESTA_ENERGY.findall(step)) > 1:
             yield unread("positions of this step are not printed; WriteCoorStep T prints them")
             continue
         whole = f"{version}\n{_as_last(step)}"
-        yield parsed("siesta", {"stdout": whole}, *_siesta_frame(step, cell, names))
+        frame, problem = _siesta_frame(step, cell, names)
+        yield parsed("siesta", {"stdout": whole}, frame, problem, is_followed)
 
 
 def _as_last(step: str) -> str:
@@ -137,32 +137,44 @@ def _siesta_frame(
 # ------------------------------------------------------------------------------ Gaussian
 
 GAUSSIAN_STEP = re.compile(r"^ *Input orientation:", re.MULTILINE)
-GAUSSIAN_END = " Normal termination of Gaussian"
 GAUSSIAN_JOB = "Initial command:"
-CORRELATED = re.compile(r"EUMP2 =|E\(CORR\)=|CCSD\(T\)= |E\(TD-HF/TD-DFT\)")
-"""Printed at each step of a method of which the forces are not those of the SCF energy."""
+INTERNAL_JOB = re.compile(r"^ *Link1: +Proceeding to internal job step", re.MULTILINE)
+SCF_DONE = "SCF Done:"
+NO_ORIENTATION = (
+    "positions of this step are not printed in the input orientation; Geom=PrintInputOrient "
+    "prints them"
+)
+FURTHER_JOB = (
+    "a further job of the same input, as the frequencies after an optimisation, is not read: it "
+    "repeats the last geometry"
+)
 
 
 def read_gaussian(path: Path) -> Iterator[FoundFrame]:
-    """All steps of a log of Gaussian. Several jobs in one log may differ in their method: they are
-    read as one output, which then has no single energy."""
+    """All steps of a log of Gaussian. Several inputs in one log may differ in their method: they
+    are read as one output, which then has no single energy. Of the jobs that Gaussian makes of one
+    input the first is read."""
     text = read_text(path)
-    header, parts = split_at(GAUSSIAN_STEP, text)
-    steps = [part for part in parts if "SCF Done:" in part]
-    if len(steps) < 2 or text.count(GAUSSIAN_JOB) > 1:
-        frame, problem = dpdata_frame(path, "gaussian/log", periodic=False)
-        yield parsed("gaussian", {"input.log": text}, frame, problem)
+    if text.count(GAUSSIAN_JOB) > 1:
+        yield parsed("gaussian", {"input.log": text}, *_gaussian_frame(text))
         return
+    job, further = split_at(INTERNAL_JOB, text)
+    yield from _gaussian_steps(job)
+    yield from (unread(FURTHER_JOB) for each in further if SCF_DONE in each)
+
+
+def _gaussian_steps(job: str) -> Iterator[FoundFrame]:
+    header, parts = split_at(GAUSSIAN_STEP, job)
+    yield from (unread(NO_ORIENTATION) for _ in range(header.count(SCF_DONE)))
+    if SCF_DONE not in job:
+        yield parsed("gaussian", {"input.log": job}, *_gaussian_frame(job))
     version = first(r"^( Gaussian \d+, +Revision.*)$", header) or ""
-    if steps[-1] is not parts[-1]:  # the last positions are printed again
-        steps[-1] += f"\n{GAUSSIAN_END}\n"
-    for step in ended(steps, GAUSSIAN_END):
-        if CORRELATED.search(step):
-            yield unread(BEYOND_SCF)
-            continue
-        frame, problem = _gaussian_frame(step)
-        whole = f"{version}\n{step.rstrip()}\n"
-        yield parsed("gaussian", {"input.log": whole}, frame, problem)
+    for part in parts:
+        if SCF_DONE in part:  # the last positions are printed again
+            whole = f"{version}\n{part.rstrip()}\n"
+            frame, problem = _gaussian_frame(part)
+            is_followed = part is not parts[-1]
+            yield parsed("gaussian", {"input.log": whole}, frame, problem, is_followed)
 
 
 def _gaussian_frame(step: str) -> tuple[Frame | None, str]:
@@ -171,6 +183,8 @@ def _gaussian_frame(step: str) -> tuple[Frame | None, str]:
     positions = rows_after(lines, "Input orientation:", slice(3, 6), skip=5)
     if numbered is None or positions is None:
         return None, "the output has no atoms"
+    if numbered[:, 1].min() < 1:
+        return None, "the output has cell vectors or centers that are no atoms"
     return Frame(_symbols(numbered[:, 1]), positions, None), ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,16 @@ NOWHERE = Frame(("H",), np.zeros((1, 3)), np.eye(3))
 """In place of a frame that is unknown, to find out whether an output is converged at all."""
 
 
-def parsed(code: str, files: Mapping[str, str], frame: Frame | None, problem: str) -> FoundFrame:
+def parsed(
+    code: str,
+    files: Mapping[str, str],
+    frame: Frame | None,
+    problem: str,
+    complete: bool = False,
+) -> FoundFrame:
     """What the parser of `code` reads from these files of a program that ended normally.
-    `problem`: why there is no frame."""
+    `problem`: why there is no frame; `complete`: the text is whole although it lacks the
+    program's last line, because another step follows."""
     program = CODES[code]
     assert isinstance(program, FileCode)
     with tempfile.TemporaryDirectory() as name:
@@ -31,6 +39,7 @@ def parsed(code: str, files: Mapping[str, str], frame: Frame | None, problem: st
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_text(text)
         outcome = program.read_outputs(folder, frame or NOWHERE, 0)
+    outcome = replace(outcome, end_marker=outcome.end_marker or complete)
     return FoundFrame(frame, outcome, energy="free", problem=problem)
 
 
@@ -53,14 +62,15 @@ def dpdata_frame(path: Path, form: str, periodic: bool) -> tuple[Frame | None, s
         return None, f"dpdata reads no frame ({type(error).__name__}: {error})"
 
 
-def split_at(start: re.Pattern[str], text: str) -> tuple[str, Sequence[str]]:
+def split_at(start: re.Pattern[str], text: str) -> tuple[str, list[str]]:
     """The text before the first match, and the parts that begin with one."""
     starts = [match.start() for match in start.finditer(text)]
-    parts = [text[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True)]
-    return text[: starts[0]] if starts else text, parts
+    ends = [*starts[1:], len(text)]
+    return text[: starts[0]] if starts else text, [
+        text[a:b] for a, b in zip(starts, ends, strict=False)
+    ]
 
 
-def ended(steps: Sequence[str], end: str) -> Iterator[str]:
-    """The steps, each that another follows with the program's last line: it is complete."""
-    yield from (f"{step}\n{end}\n" for step in steps[:-1])
-    yield from steps[-1:]
+def followed(steps: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """The steps, and whether another follows each: it is then complete."""
+    yield from ((step, number < len(steps)) for number, step in enumerate(steps, start=1))

@@ -167,14 +167,14 @@ def _taken(found: FoundFrame, number: int, where: str, count: SetCount) -> Taken
 def _broken(found: FoundFrame) -> BrokenRule | None:
     """The first rule that a found frame breaks."""
     if found.outcome.unconverged or found.outcome.not_converged:
-        return BrokenRule("not-converged", "the electronic iterations did not converge")
+        return BrokenRule("not-converged", str(found.outcome.doubt))
     if found.frame is None:
         return BrokenRule("frame", found.problem)
     if not found.frame.species:
         return BrokenRule("frame", "has no atoms")
     broken = check_after(found.frame, found.outcome, LIMITS)
     if broken is not None and broken.rule == "one-energy" and not found.outcome.energies:
-        return BrokenRule("energy", "no energy")
+        return BrokenRule("energy", "; ".join(("no energy", *found.outcome.messages)))
     weights = found.weights.values()
     if broken is None and not all(np.isfinite(values).all() for values in weights):
         return BrokenRule("weights", "a weight of an atom is not a finite number")

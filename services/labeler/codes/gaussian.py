@@ -7,7 +7,7 @@ brings its own.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,25 @@ from dpstream.shared.values import Recipe
 INPUT = "input.gjf"
 BEYOND_SCF = "forces of a post-SCF method: only SCF energies (HF, DFT) are supported"
 OTHER_TASKS = frozenset({"opt", "freq", "scan", "irc", "ircmax", "bomd", "admp", "cphf", "stable"})
-POST_SCF = re.compile(
-    r"(?:ro|r|u)?(?:mp[2-5]|ccsd|ccd|qcisd|cisd|cid|cis|eomccsd|bd|b2plyp|mpw2plyp)(?![a-z])"
-    r"|td(?:a|$|-)"
-)
-"""Methods of which the forces are not the derivative of an SCF energy."""
-CORRELATED = re.compile(r"\\(?:MP\d|CC|QCI|CI)[\w()-]*=|E\(TD-HF/TD-DFT\)")
-"""Markers of a correlated energy; the forces are then the derivative of that energy."""
+BEYOND: Mapping[str, tuple[str, str]] = {
+    "perturbation theory": (r"(?:ro|r|u)?mp[2-5](?![a-z])", r"EUMP\d =|\\MP\d[\w()-]*="),
+    "double hybrids": (
+        r"(?:ro|r|u)?(?:b2plyp|mpw2plyp|dsdpbep86|pbe0dh|pbeqidh)",
+        r"\bE2\(\w+\) =",
+    ),
+    "coupled clusters, configuration interaction": (
+        r"(?:ro|r|u)?(?:ccsd|ccd|qcisd|cisd|cid|bd)(?![a-z])",
+        r"E\(CORR\)=|CCSD\(T\)= |\\(?:CC|QCI|CI)[\w()-]*=",
+    ),
+    "excited states": (
+        r"(?:ro|r|u)?(?:cis|eomccsd)(?![a-z])|td(?:a|$|-)",
+        r"E\((?i:CIS)(?:/TDA)?\) =|E\(TD-HF/TD-DFT\)",
+    ),
+}
+"""Methods of which the forces are not the derivative of the SCF energy: the beginning of their
+keywords in a route section, and what the output has at each step or in its archive entry."""
+POST_SCF = re.compile("|".join(keyword for keyword, _ in BEYOND.values()))
+PRINTED_BEYOND = re.compile("|".join(printed for _, printed in BEYOND.values()))
 RUNS_PROGRAM = re.compile(r"\bext(?!ra)", re.IGNORECASE)
 OTHER_FILES = re.compile(r"\s*(?:[%@]|--\s*link)", re.IGNORECASE)
 """Link 0 commands, included files and further jobs."""
@@ -105,18 +117,18 @@ class Gaussian(Program):
         text = read_text(folder / "input.log") or read_text(folder / "stdout")
         lines = text.splitlines()
         energies = numbers(rf"SCF Done:  E\([^)]*\) =\s*({NUMBER})", text)
-        correlated = CORRELATED.search(_archive(text)) is not None
+        is_beyond = any(map(PRINTED_BEYOND.search, (text, _archive(text))))
         forces = rows_after(lines, r"Forces \(Hartrees/Bohr\)", slice(2, 5), skip=3)
         return Outcome(
             exit_status=exit_status,
             end_marker="Normal termination of Gaussian" in _tail(lines),
             converged=bool(energies),
             not_converged=any(words in text for words in BROKEN),
-            energies=() if correlated else tuple(energy * HARTREE for energy in energies),
+            energies=() if is_beyond else tuple(energy * HARTREE for energy in energies),
             frames=text.count("Forces (Hartrees/Bohr)"),
             forces=scaled(forces, HARTREE / BOHR),
             positions=rows_after(lines, "Input orientation:", slice(3, 6), skip=5),
-            messages=(BEYOND_SCF,) if correlated else (),
+            messages=(BEYOND_SCF,) if is_beyond else (),
             program=_program(text),
         )
 
@@ -126,9 +138,8 @@ def _tail(lines: list[str]) -> str:
 
 
 def _archive(text: str) -> str:
-    """The last archive entry, with its line breaks removed, and all excited-state lines."""
-    entry = text[max(text.rfind("1\\1\\"), 0) :].replace("\n ", "")
-    return entry + " ".join(re.findall(r"E\(TD-HF/TD-DFT\)", text))
+    """The last archive entry, with its line breaks removed."""
+    return text[max(text.rfind("1\\1\\"), 0) :].replace("\n ", "")
 
 
 def _program(text: str) -> str | None:
