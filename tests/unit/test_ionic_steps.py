@@ -82,7 +82,8 @@ initatom: Reading input for the pseudopotentials and atomic orbitals ----------
 """
 
 
-def siesta(unconverged: int | None = None, moved: bool = True) -> str:
+def siesta(unconverged: int | None = None, moved: bool = True, after: str = "") -> str:
+    """`after`: the lines that follow the positions of steps after the first."""
     text = SIESTA_HEADER
     for n, shift in enumerate(SHIFTS):
         good, bad = (
@@ -94,7 +95,7 @@ def siesta(unconverged: int | None = None, moved: bool = True) -> str:
 outcoor: Atomic coordinates (Ang):
     2.00000000    2.50000000    2.50000000   1       1  H
     {3 + shift:.8f}    2.50000000    2.50000000   1       2  H
-
+{after if n else ""}
 """
         if not n:
             text += """outcell: Unit cell vectors (Ang):
@@ -146,6 +147,25 @@ def test_siesta(tmp_path: Path) -> None:
     taken, count = read(tmp_path / "out")
     check_steps(taken, [0, 2], 1, 1)
     assert count.left_out == {"not-converged": 1}
+
+
+def test_siesta_s_positions_end_with_the_last_atom(tmp_path: Path) -> None:
+    mesh = "k-point displ. along   1 input, could be:     0.00    0.50"
+    (tmp_path / "out").write_text(siesta(after=mesh))
+    taken, count = read(tmp_path / "out")
+    check_steps(taken, [0, 1, 2], 1, 1)
+    assert count.left_out == {}
+
+
+def test_siesta_that_does_not_state_its_convergence_is_not_called_unconverged(
+    tmp_path: Path,
+) -> None:
+    """As those before version 4.0."""
+    old = siesta().replace("SCF cycle converged after   12 iterations", "")
+    (tmp_path / "out").write_text(old)
+    taken, count = read(tmp_path / "out")
+    assert (taken, count.left_out) == ([], {"not-converged": 3})
+    assert count.examples["not-converged"].endswith("does not state that the iterations converged")
 
 
 def test_siesta_without_positions_of_its_steps_says_what_prints_them(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,8 @@ def _abacus_frame(step: str, cell: Floats | None, alat: float) -> tuple[Frame | 
 # ------------------------------------------------------------------------------ SIESTA
 
 SIESTA_STEP = re.compile(r"^outcoor: Atomic coordinates \(Ang\)", re.MULTILINE)
+SIESTA_ATOM = re.compile(rf"^ *({NUMBER}) +({NUMBER}) +({NUMBER}) +(\d+)(?: |$)")
+"""Position and number of the species."""
 SIESTA_ENERGY = re.compile(r"^siesta: E_KS\(eV\) =", re.MULTILINE)
 SIESTA_LOOP = rf"^ +scf: +\d+ +{NUMBER} +{NUMBER} +({NUMBER}) "
 """Iteration, Harris, Kohn-Sham and free energy."""
@@ -125,13 +128,13 @@ def _as_last(step: str) -> str:
 def _siesta_frame(
     step: str, cell: Floats | None, names: Mapping[str, str]
 ) -> tuple[Frame | None, str]:
-    table = step.partition("\n\n")[0].splitlines()[1:]
-    rows = [line.split() for line in table]
-    if cell is None or not rows or any(len(row) < 4 or row[3] not in names for row in rows):
+    table = map(SIESTA_ATOM.match, step.splitlines()[1:])  # other lines may follow at once
+    atoms = [found.groups() for found in takewhile(bool, table) if found]
+    if cell is None or not atoms or any(kind not in names for *_, kind in atoms):
         return None, "the output has no cell, or atoms of unknown species"
     # A label such as Fe_up or H.1 begins with the element.
-    species = tuple(re.split(r"[^A-Za-z]", names[row[3]])[0] for row in rows)
-    return Frame(species, np.array([row[:3] for row in rows], dtype=np.float64), cell), ""
+    species = tuple(re.split(r"[^A-Za-z]", names[kind])[0] for *_, kind in atoms)
+    return Frame(species, np.array([row[:3] for row in atoms], dtype=np.float64), cell), ""
 
 
 # ------------------------------------------------------------------------------ Gaussian
