@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from dpstream.services.labeler.units import BOHR, HARTREE
 from tests.support.ionic_steps import EDGE, SHIFTS, check_steps, read
@@ -60,13 +61,22 @@ def cp2k(run: str = "GEO_OPT", unconverged: int | None = None, last: str = "") -
 """
 
 
-def trajectory(steps: Sequence[int], first: float = 2.0) -> str:
+def trajectory(
+    steps: Sequence[int], first: float = 2.0, unit: float = 1.0, symbol: str = "H"
+) -> str:
+    """`unit`: that of the lengths, Å."""
+    y = 2.5 / unit
     return "".join(
         f"       2\n i = {n:8d}, E = {-(n + 1):20.10f}\n"
-        f"  H  {first:.10f} 2.5000000000 2.5000000000\n"
-        f"  H  {first + 1 + SHIFTS[n]:.10f} 2.5000000000 2.5000000000\n"
+        f"  H  {first / unit:.10f} {y:.10f} {y:.10f}\n"
+        f"  {symbol}  {(first + 1 + SHIFTS[n]) / unit:.10f} {y:.10f} {y:.10f}\n"
         for n in steps
     )
+
+
+def cells(steps: Sequence[int]) -> str:
+    rows = [f"{n} 0.0 {EDGE + n} 0 0 0 {EDGE} 0 0 0 {EDGE} 130.0" for n in steps]
+    return "\n".join(["# Step  Time [fs] Ax", *rows, ""])
 
 
 def test_cp2k_steps_have_the_positions_of_the_trajectory(tmp_path: Path) -> None:
@@ -106,8 +116,7 @@ def test_a_cell_of_cp2k_that_changes_is_that_of_the_step(tmp_path: Path) -> None
     taken, count = read(tmp_path / "out")
     assert (len(taken), count.left_out) == (1, {"frame": 2})
     assert "h2-1.cell beside the output has no cell" in count.examples["frame"]
-    rows = [f"{n} 0.0 {EDGE + n} 0 0 0 {EDGE} 0 0 0 {EDGE} 130.0" for n in (1, 2)]
-    (tmp_path / "h2-1.cell").write_text("\n".join(["# Step  Time [fs] Ax", *rows, ""]))
+    (tmp_path / "h2-1.cell").write_text(cells([1, 2]))
     taken, _ = read(tmp_path / "out")
     check_steps(taken, [0, 1, 2], HARTREE, HARTREE / BOHR)
     assert [each.frame.cell[0, 0] for each in taken] == [5, 6, 7]  # type: ignore[index]
@@ -137,3 +146,62 @@ def test_a_run_of_cp2k_that_ended_before_its_first_step_is_incomplete(tmp_path: 
     taken, count = read(tmp_path / "out")
     assert (taken, count.left_out) == ([], {"end-marker": 1})
     assert count.examples["end-marker"].endswith(": the output is incomplete")
+
+
+REPLAY = "MD\n MD_PAR| Ensemble type                                REFTRAJ"
+
+
+def test_a_replayed_trajectory_has_its_own_positions_and_cells(tmp_path: Path) -> None:
+    """Those that the output prints are of the input."""
+    (tmp_path / "out").write_text(cp2k(run=REPLAY).replace(" 3.000000 ", " 3.300000 "))
+    (tmp_path / "h2-pos-1.xyz").write_text(trajectory([0, 1, 2]))
+    taken, count = read(tmp_path / "out")
+    assert (taken, count.left_out) == ([], {"frame": 3})
+    assert "h2-1.cell beside the output has no cell" in count.examples["frame"]
+    (tmp_path / "h2-1.cell").write_text(cells([0, 1, 2]))
+    taken, count = read(tmp_path / "out")
+    check_steps(taken, [0, 1, 2], HARTREE, HARTREE / BOHR)
+    assert [each.frame.cell[0, 0] for each in taken] == [5, 6, 7]  # type: ignore[index]
+
+
+def test_a_written_cell_is_read_whatever_the_run(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text(cp2k(run="MD\n MD_PAR| Ensemble type    UNKNOWN"))
+    (tmp_path / "h2-pos-1.xyz").write_text(trajectory([0, 1, 2]))
+    (tmp_path / "h2-1.cell").write_text(cells([0, 1, 2]))
+    taken, _ = read(tmp_path / "out")
+    assert [each.frame.cell[0, 0] for each in taken] == [5, 6, 7]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("run", ["GEO_OPT", REPLAY], ids=["GEO_OPT", "REFTRAJ"])
+@pytest.mark.parametrize("steps", [[0, 1, 2], [1, 2]])
+def test_a_trajectory_of_cp2k_in_bohr_is_not_read(
+    run: str, steps: Sequence[int], tmp_path: Path
+) -> None:
+    """Also without the first step, which an optimisation does not write."""
+    (tmp_path / "out").write_text(cp2k(run=run))
+    (tmp_path / "h2-pos-1.xyz").write_text(trajectory(steps, unit=BOHR))
+    (tmp_path / "h2-1.cell").write_text(cells([0, 1, 2]))
+    taken, count = read(tmp_path / "out")
+    check_steps(taken, [] if run == REPLAY else [0], HARTREE, HARTREE / BOHR)
+    assert "or not in Å (MOTION/PRINT/TRAJECTORY/UNIT)" in count.examples["frame"]
+
+
+def test_a_trajectory_of_another_run_of_cp2k_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text(cp2k())
+    (tmp_path / "h2-pos-1.xyz").write_text(trajectory([0, 1, 2], first=2.1))
+    taken, count = read(tmp_path / "out")
+    assert (len(taken), count.left_out) == (1, {"frame": 2})
+    assert "it is of another run" in count.examples["frame"]
+    (tmp_path / "h2-pos-1.xyz").write_text(trajectory([0, 1, 2], symbol="O"))
+    taken, count = read(tmp_path / "out")
+    assert (len(taken), count.left_out) == (1, {"frame": 2})
+    assert "h2-pos-1.xyz beside the output has other atoms" in count.examples["frame"]
+
+
+def test_blank_and_damaged_lines_of_a_trajectory_lose_no_other_step(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text(cp2k())
+    one, two = trajectory([1]), trajectory([2])
+    (tmp_path / "h2-pos-1.xyz").write_text(f"{one}\n\n{two}")
+    check_steps(read(tmp_path / "out")[0], [0, 1, 2], HARTREE, HARTREE / BOHR)
+    (tmp_path / "h2-pos-1.xyz").write_text(one.replace("2.0000000000", "************") + two)
+    check_steps(read(tmp_path / "out")[0], [0, 2], HARTREE, HARTREE / BOHR)

@@ -2,7 +2,8 @@
 
 CP2K prints positions of the first step only. Those of the others are in PROJECT-pos-1.xyz beside
 the output; a step is found there by its energy, because steps of a line search are not written. A
-cell that changes is in PROJECT-1.cell.
+cell that changes is in PROJECT-1.cell. A run that replays a trajectory (REFTRAJ) prints positions
+and cell of its input, which need not be those of its first step.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from dpstream.inputs.reading.found import FoundFrame
 from dpstream.inputs.reading.parsed import followed, parsed, split_at
+from dpstream.services.labeler.acceptance import POSITION_TOLERANCE
 from dpstream.services.labeler.codes.cp2k import ENERGY, PERIODICITY, POSITIONS, POSITIONS_END
 from dpstream.services.labeler.codes.parse import NUMBER, block, first, numbers, read_text, rows
 from dpstream.shared.atoms.frames import Floats, Frame
@@ -26,7 +29,11 @@ END = " PROGRAM ENDED AT"
 REPEATED = "Reevaluating energy at the minimum"
 """Printed before an optimisation computes its last step again."""
 PROJECT = r"GLOBAL\| Project name +(\S+)"
-VARIABLE = re.compile(r"GLOBAL\| Run type +CELL_OPT|Ensemble [Tt]ype +(?:NPT|NPE|MSST|HYDRO)")
+VARIABLE = re.compile(
+    r"GLOBAL\| Run type +CELL_OPT|Ensemble [Tt]ype +(?:NPT|NPE|MSST|HYDRO|REFTRAJ)"
+)
+"""Runs of which the cell may change."""
+REPLAYED = re.compile(r"Ensemble [Tt]ype +REFTRAJ")
 VECTOR = (
     rf"^ *CELL\| Vector [abc] \[angstrom\]:? +({NUMBER}) +({NUMBER}) +({NUMBER})"
     rf" +\|[abc]\| = +({NUMBER})"
@@ -35,8 +42,12 @@ ATOM = re.compile(
     rf"^ +\d+ +\d+ +([A-Za-z]{{1,2}}) +\d+ +({NUMBER}) +({NUMBER}) +({NUMBER})", re.MULTILINE
 )
 COMMENT = re.compile(rf"i = +(\d+),.*?E = +({NUMBER})")
+ROW = re.compile(rf" *([A-Za-z]+)\S* +({NUMBER}) +({NUMBER}) +({NUMBER})")
+"""A label, which begins with the element, and a position."""
 SAME = 2e-10
 """Hartree; the trajectory has ten decimals of the energy."""
+OTHER_UNIT = 1.37
+"""Ratio of sizes from which lengths are in another unit; that of bohr to Å is 1.89."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,34 +56,47 @@ class _Written:
 
     step: int
     energy: float
+    species: tuple[str, ...]
     positions: Floats
 
 
 @dataclass(frozen=True, eq=False)
 class _Trajectory:
-    """What stands beside an output. `cells`: by step; None if the cell does not change."""
+    """What stands beside an output. `cells`: by step; None if the cell does not change; `start`:
+    the configuration that the output prints."""
 
     name: str
     written: Sequence[_Written]
     cells: Mapping[int, Floats] | None
+    start: Frame
 
     @cached_property
     def energies(self) -> Floats:
         return np.array([each.energy for each in self.written])
 
-    def frame(self, energy: float, start: Frame) -> tuple[Frame | None, str]:
-        """The configuration with this energy, or why there is none. `start`: the first one."""
+    def of_energy(self, energy: float) -> _Written | None:
         near = np.flatnonzero(np.abs(self.energies - energy) <= SAME)
-        if not near.size:
+        return self.written[near[0]] if near.size else None
+
+    def is_of(self, energy: float) -> bool:
+        """Whether the positions are those of this output, whose first step has this energy, and in
+        Å. An optimisation does not write its first step; then the sizes must be alike."""
+        same = self.of_energy(energy)
+        if same is not None and same.positions.shape == self.start.positions.shape:
+            return np.allclose(same.positions, self.start.positions, 0, POSITION_TOLERANCE)
+        return not self.written or _alike(self.written[0].positions, self.start.positions)
+
+    def frame(self, energy: float) -> tuple[Frame | None, str]:
+        """The configuration with this energy, or why there is none."""
+        found = self.of_energy(energy)
+        if found is None:
             return None, f"{self.name}-pos-1.xyz beside the output has no positions of this step"
-        found = self.written[near[0]]
-        if found.positions.shape != start.positions.shape:
-            return None, f"{self.name}-pos-1.xyz has {len(found.positions)} atoms"
-        if self.cells is None:
-            return Frame(start.species, found.positions, start.cell), ""
-        if found.step not in self.cells:
+        if found.species != self.start.species:
+            return None, f"{self.name}-pos-1.xyz beside the output has other atoms than the output"
+        cell = self.start.cell if self.cells is None else self.cells.get(found.step)
+        if cell is None:
             return None, f"{self.name}-1.cell beside the output has no cell of this step"
-        return Frame(start.species, found.positions, self.cells[found.step]), ""
+        return Frame(self.start.species, found.positions, cell), ""
 
 
 def read_cp2k(path: Path) -> Iterator[FoundFrame]:
@@ -80,19 +104,41 @@ def read_cp2k(path: Path) -> Iterator[FoundFrame]:
     text = read_text(path)
     header, steps = _steps(text)
     start, problem = _first(text)
-    if len(steps) < 2:
+    if not steps:
         yield parsed("cp2k", {"stdout": text}, start, problem)
         return
-    whole = END in text
-    yield parsed("cp2k", {"stdout": header + steps[0]}, start, problem, complete=True)
-    trajectory = _trajectory(path.parent, text)
     facts = "\n".join(line for line in header.splitlines() if re.search(PERIODICITY, line))
-    for step, is_followed in list(followed(steps))[1:]:
-        frame, problem = (
-            (None, problem) if start is None else trajectory.frame(_energy(step), start)
-        )
-        stdout = {"stdout": f"{facts}\n{step}"}
-        yield parsed("cp2k", stdout, frame, problem, complete=is_followed or whole)
+    frames = _frames(path.parent, text, steps, start, problem)
+    printed = REPLAYED.search(header) is None
+    for step, is_followed in followed(steps):
+        frame, problem = next(frames)
+        stdout = {"stdout": f"{header if printed else facts}\n{step}"}
+        yield parsed("cp2k", stdout, frame, problem, complete=is_followed or END in text)
+        printed = False
+
+
+def _frames(
+    folder: Path, text: str, steps: Sequence[str], start: Frame | None, problem: str
+) -> Iterator[tuple[Frame | None, str]]:
+    """The configurations of the steps, or why there are none. `problem`: why there is no
+    `start`."""
+    if start is None:
+        yield from ((None, problem) for _ in steps)
+        return
+    energies = [next(iter(numbers(ENERGY, step)), np.nan) for step in steps]
+    trajectory = _trajectory(folder, text, start)
+    is_replayed = REPLAYED.search(text) is not None
+    if not is_replayed:
+        yield start, ""
+    sought = energies if is_replayed else energies[1:]
+    if trajectory.is_of(np.nan if is_replayed else energies[0]):
+        yield from map(trajectory.frame, sought)
+        return
+    other = (
+        f"{trajectory.name}-pos-1.xyz does not fit the positions in the output: it is of another "
+        "run, or not in Å (MOTION/PRINT/TRAJECTORY/UNIT)"
+    )
+    yield from ((None, other) for _ in sought)
 
 
 def _first(text: str) -> tuple[Frame | None, str]:
@@ -105,11 +151,6 @@ def _first(text: str) -> tuple[Frame | None, str]:
     cell = directions / np.linalg.norm(directions, axis=1, keepdims=True) * lengths
     species = tuple(symbol.capitalize() for symbol, *_ in atoms)
     return Frame(species, np.array([row for _, *row in atoms], dtype=np.float64), cell), ""
-
-
-def _energy(step: str) -> float:
-    """Hartree."""
-    return next(iter(numbers(ENERGY, step)), np.nan)
 
 
 def _steps(text: str) -> tuple[str, list[str]]:
@@ -127,23 +168,32 @@ def _steps(text: str) -> tuple[str, list[str]]:
     return header, steps
 
 
-def _trajectory(folder: Path, text: str) -> _Trajectory:
+def _trajectory(folder: Path, text: str, start: Frame) -> _Trajectory:
     name = first(PROJECT, text) or "PROJECT"
-    cells = _cells(read_text(folder / f"{name}-1.cell")) if VARIABLE.search(text) else None
-    return _Trajectory(name, list(_written(read_text(folder / f"{name}-pos-1.xyz"))), cells)
+    cells = _cells(read_text(folder / f"{name}-1.cell"))
+    written = list(_written(read_text(folder / f"{name}-pos-1.xyz")))
+    return _Trajectory(name, written, cells if cells or VARIABLE.search(text) else None, start)
+
+
+def _alike(one: Floats, other: Floats) -> bool:
+    """Whether two configurations have about the same size."""
+    sizes = [float(np.linalg.norm(each.std(axis=0))) for each in (one, other)]
+    return max(sizes) <= OTHER_UNIT * min(sizes)
 
 
 def _written(text: str) -> Iterator[_Written]:
     """The configurations of a trajectory; the last may be cut off."""
-    lines = _whole_lines(text)
-    at = 0
-    while at + 1 < len(lines) and lines[at].strip().isdigit():
-        count, comment = int(lines[at]), COMMENT.search(lines[at + 1])
-        rows = [line.split()[1:4] for line in lines[at + 2 : at + 2 + count]]
-        at += 2 + count
-        if comment is None or len(rows) < count or any(len(row) < 3 for row in rows):
+    lines = [line for line in _whole_lines(text) if line.strip()]
+    for at, (line, after) in enumerate(pairwise(lines)):
+        comment = COMMENT.search(after) if line.strip().isdigit() else None
+        if comment is None:
             continue
-        yield _Written(int(comment[1]), float(comment[2]), np.array(rows, dtype=np.float64))
+        atoms = [ROW.match(row) for row in lines[at + 2 : at + 2 + int(line)]]
+        rows = [found.groups() for found in atoms if found]
+        if len(rows) == int(line):
+            species = tuple(symbol.capitalize() for symbol, *_ in rows)
+            positions = np.array([row for _, *row in rows], dtype=np.float64)
+            yield _Written(int(comment[1]), float(comment[2]), species, positions)
 
 
 def _whole_lines(text: str) -> list[str]:
