@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ase.data import chemical_symbols
 
 from dpstream.inputs.reading.found import FoundFrame
 from dpstream.inputs.reading.parsed import dpdata_frame, followed, parsed, split_at, unread
+from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.codes.abacus import SUFFIX
 from dpstream.services.labeler.codes.parse import (
     NUMBER,
@@ -89,6 +91,7 @@ SIESTA_ATOM = re.compile(rf"^ *({NUMBER}) +({NUMBER}) +({NUMBER}) +(\d+)(?: |$)"
 SIESTA_ENERGY = re.compile(r"^siesta: E_KS\(eV\) =", re.MULTILINE)
 SIESTA_LOOP = rf"^ +scf: +\d+ +{NUMBER} +{NUMBER} +({NUMBER}) "
 """Iteration, Harris, Kohn-Sham and free energy."""
+SIESTA_FORCES = r"^siesta: Atomic forces \(eV/Ang\)"
 SIESTA_FINAL = "siesta: Final energy (eV):"
 
 
@@ -110,19 +113,21 @@ def read_siesta(path: Path) -> Iterator[FoundFrame]:
         if len(SIESTA_ENERGY.findall(step)) > 1:
             yield unread("positions of this step are not printed; WriteCoorStep T prints them")
             continue
-        whole = f"{version}\n{_as_last(step)}"
         frame, problem = _siesta_frame(step, cell, names)
-        yield parsed("siesta", {"stdout": whole}, frame, problem, is_followed)
+        found = parsed("siesta", {"stdout": f"{version}\n{step}"}, frame, problem, is_followed)
+        yield found if SIESTA_FINAL in step else replace(found, outcome=_of_step(found, step))
 
 
-def _as_last(step: str) -> str:
-    """The step with its free energy and forces in the words in which those of the last are printed
-    at the end. The stress of other steps has too few decimals."""
-    found = numbers(SIESTA_LOOP, step)
-    if SIESTA_FINAL in step or not found:
-        return step
-    forces = re.sub(r"(?m)^( +\d+(?: +\S+){3})$", r"siesta:\1", step)
-    return f"{forces}\nsiesta: FreeEng = {found[-1]!r}\n{SIESTA_FINAL}\n"
+def _of_step(found: FoundFrame, step: str) -> Outcome:
+    """The outcome of a step that is not the last: its free energy and forces are printed in other
+    words, and its stress with too few decimals."""
+    return replace(
+        found.outcome,
+        energies=numbers(SIESTA_LOOP, step)[-1:],
+        frames=1,
+        forces=rows_after(step.splitlines(), SIESTA_FORCES, slice(1, 4)),
+        virial=None,
+    )
 
 
 def _siesta_frame(
