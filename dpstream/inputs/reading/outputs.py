@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from dpstream.inputs.reading.ionic_steps import (
     read_pwmat,
     read_siesta,
 )
-from dpstream.inputs.reading.parsed import parsed
+from dpstream.inputs.reading.parsed import parsed, split_at
 from dpstream.inputs.reading.xml_outputs import read_qe_xml, read_vasprun
 from dpstream.services.labeler.codes.parse import read_text
 from dpstream.services.labeler.codes.qe import SCREENED
@@ -33,10 +34,8 @@ from dpstream.shared.atoms.frames import Frame, from_ase
 OUTCAR_STEP = re.compile(r"^.*free  energy   TOTEN.*eV *$", re.MULTILINE)
 """The last line of a step; without its unit the number may be cut off."""
 OUTCAR_FACTS = re.compile(r"^.*(?:vasp\.\d|TITEL|NELM |EDIFF  =|ISIF +=).*$", re.MULTILINE)
-OUTCAR_END = "\n Voluntary context switches: 0\n"
 QE_STEP = re.compile(r"^.*(?:Program PWSCF|ATOMIC_POSITIONS).*$", re.MULTILINE)
 QE_THRESHOLD = re.compile(r"^.*convergence threshold +=.*$", re.MULTILINE)
-QE_END = "JOB DONE."
 
 
 # ------------------------------------------------------------------------------ VASP
@@ -51,19 +50,19 @@ def read_outcar(path: Path) -> Iterator[FoundFrame]:
     names, _, types, *_ = reader.system_info(header.splitlines(), type_idx_zero=True)
     species = tuple(names[kind] for kind in types)
     facts = "\n".join(OUTCAR_FACTS.findall(header))
-    for block in _outcar_blocks(text[len(header) :]):
+    for block, complete in _outcar_blocks(text[len(header) :]):
         frame, problem = _outcar_frame(reader, block, species)
-        yield parsed("vasp", {"OUTCAR": facts + "\n" + block}, frame, problem)
+        yield parsed("vasp", {"OUTCAR": facts + "\n" + block}, frame, problem, complete)
 
 
-def _outcar_blocks(text: str) -> Iterator[str]:
-    """The steps, each ended as a run of its own; a step that is cut off has no end."""
+def _outcar_blocks(text: str) -> Iterator[tuple[str, bool]]:
+    """The steps, and whether each is complete; one may be cut off."""
     start = 0
     for match in OUTCAR_STEP.finditer(text):
-        yield text[start : match.end()] + OUTCAR_END
+        yield text[start : match.end()], True
         start = match.end()
     if "Iteration" in text[start:] and "Voluntary context" not in text[start:]:
-        yield text[start:]
+        yield text[start:], False
 
 
 def _outcar_frame(reader: Any, block: str, species: tuple[str, ...]) -> tuple[Frame | None, str]:
@@ -80,16 +79,15 @@ def _outcar_frame(reader: Any, block: str, species: tuple[str, ...]) -> tuple[Fr
 def read_qe(path: Path) -> Iterator[FoundFrame]:
     """All steps of an output of pw.x. A step is complete if another follows or the run ended."""
     text = read_text(path)
-    starts = [match.start() for match in QE_STEP.finditer(text)]
+    _, steps = split_at(QE_STEP, text)
     header = "\n".join((*QE_THRESHOLD.findall(text)[:1], *SCREENED.findall(text)[:1]))
     frames = _qe_frames(path)
-    for start, end in zip(starts, [*starts[1:], None], strict=True):
-        step, (frame, problem) = text[start:end], next(frames, (None, "cannot be read by ASE"))
+    for step, after in zip_longest(steps, steps[1:]):
+        frame, problem = next(frames, (None, "cannot be read by ASE"))
         if "iteration #" not in step:  # positions that are only printed again
             continue
-        followed = end is not None and "Program PWSCF" not in text[end : text.find("\n", end)]
-        whole = f"{step}\n{header}\n{QE_END if followed else ''}\n"
-        yield parsed("qe", {"stdout": whole}, frame, problem)
+        is_followed = after is not None and "Program PWSCF" not in after.partition("\n")[0]
+        yield parsed("qe", {"stdout": f"{step}\n{header}\n"}, frame, problem, is_followed)
 
 
 def _qe_frames(path: Path) -> Iterator[tuple[Frame | None, str]]:
