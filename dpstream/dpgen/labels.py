@@ -8,7 +8,7 @@ from typing import Any
 from dpstream.dpgen.fp_style import FpParam, FpStyle, Json
 from dpstream.dpgen.fp_styles import CLUSTERS, ELSEWHERE, STYLES
 from dpstream.dpgen.key_table import Key, KeyLine, account, ignored, unused
-from dpstream.services.labeler.codes import CODES
+from dpstream.services.labeler.recipes import supports
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.errors import did_you_mean
 
@@ -53,8 +53,7 @@ def relabelled(code: str, keys: Mapping[str, Any]) -> tuple[Json, list[KeyLine]]
     lowest multiplicity, because a bond that breaks may leave an odd number of electrons."""
     own = {key.name: key for key in CLUSTERS}
     table = [own.get(key, unused(key, f"--code {code} computes the labels")) for key in STYLE_KEYS]
-    known = CODES.get(code)
-    lowest = keys.get("use_clusters") and known is not None and "multiplicity" in known.inputs
+    lowest = keys.get("use_clusters") and supports(code, "multiplicity")
     labels = {"code": code} | ({"multiplicity": 0} if lowest else {})
     return labels, account(keys, table)
 

@@ -102,6 +102,11 @@ def virial_less(code: Code, settings: dict[str, Any]) -> str | None:
     return code.no_virial(settings) if isinstance(code, Stressless) else None
 
 
+def supports(code: str, label_input: str) -> bool:
+    """Whether a code of this name has the label input, such as `multiplicity`."""
+    return code in CODES and label_input in CODES[code].inputs
+
+
 def check_inputs(code: Code, given: Iterable[str], where: str) -> None:
     """Raises SpecError for label inputs that `code` does not support."""
     for name in given:
