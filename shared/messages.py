@@ -971,6 +971,12 @@ class CampaignPaused(Event):
         exclude_if=lambda value: not value,
         description="labels were rejected alike; resume requests them again",
     )
+    imports_differ: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="imported labels disagree with the recipe; resume has rejected frames computed "
+        "once more, or accepts the labels",
+    )
 
 
 class CampaignResumed(Event):

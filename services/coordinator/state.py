@@ -52,6 +52,7 @@ Purpose = Literal["initial", "train", "audit", "proposed", "property"]
 TaskStatus = Literal["open", "running", "lost", "done", "abandoned", "cancelled"]
 FrameStatus = Literal["waiting", "pending", "labelled", "rejected", "revoked"]
 CheckStatus = Literal["due", "issued", "agrees", "differs", "unknown"]
+CrossCheckStatus = Literal["comparing", "reported", "over"]
 """*unknown*: the label could not be computed again."""
 
 
@@ -199,8 +200,20 @@ class CrossCheckState:
     """By frame key."""
     repeated: bool = False
     """Whether frames that the recipe had rejected were requested again."""
-    over: bool = False
-    """Whether the labels agree with the recipe, or a user has accepted them."""
+    status: CrossCheckStatus = "comparing"
+    """`reported`: the campaign is paused for want of agreement, and says so; `over`: the labels
+    agree with the recipe, or a user has accepted them."""
+
+    @property
+    def over(self) -> bool:
+        return self.status == "over"
+
+    @property
+    def to_repeat(self) -> tuple[str, ...]:
+        """Keys of the frames that `resume` has computed once more; where there are none, it accepts
+        the labels."""
+        rejected = (key for key, each in self.compared.items() if each.rejected)
+        return () if self.repeated else tuple(rejected)
 
 
 @dataclass(frozen=True)

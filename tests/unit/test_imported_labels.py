@@ -160,6 +160,51 @@ def test_a_check_that_was_given_up_pauses_the_campaign_and_may_be_retried() -> N
     assert campaign.run().finished
 
 
+@pytest.mark.parametrize("found", [DIFFERS, REJECTED])
+def test_a_disagreement_that_no_pause_has_stated_is_not_accepted(found: ComparedLabel) -> None:
+    campaign = comparing(found)
+    campaign.step()
+    campaign.events.append(
+        m.CampaignPaused(id="lunch", campaign="world", time=2.0, why="on request")
+    )
+    assert campaign.run().paused == "on request"
+    assert len(campaign.state.cross_check.compared) == 5
+    campaign.events.append(resumed(1))
+    assert str(campaign.run(check_counters).paused).startswith("initial.data: ")
+    assert campaign.issued == checks(campaign)
+    assert len(checks(campaign)) == 5
+    for number in (2, 3):
+        campaign.events.append(resumed(number))
+        campaign.run(check_counters)
+    assert campaign.state.finished
+
+
+def test_the_pause_of_a_user_hides_a_disagreement_until_it_is_stated_again() -> None:
+    campaign = comparing(DIFFERS)
+    campaign.run()
+    campaign.events.append(
+        m.CampaignPaused(id="lunch", campaign="world", time=2.0, why="on request")
+    )
+    campaign.run()
+    campaign.events.append(resumed(1))
+    assert str(campaign.run().paused).startswith("initial.data: forces")
+
+
+def test_what_a_retry_finds_after_the_report_is_reported_too() -> None:
+    campaign = comparing(DIFFERS)
+    campaign.step()
+    command = checks(campaign)[0]
+    campaign.commands.remove(command)
+    give_up(campaign, command, permanent=True)
+    assert "no label" in str(campaign.run().paused)
+    campaign.events.append(
+        m.TasksRetried(id="retry", campaign="world", time=4.0, tasks=(command.task,))
+    )
+    campaign.run()
+    campaign.events.append(resumed(1))
+    assert "forces of 5" in str(campaign.run().paused)
+
+
 def test_a_late_check_changes_nothing_once_the_verdict_is_known() -> None:
     campaign = comparing(DIFFERS)
     campaign.run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from immutables import Map
 
 from dpstream.services.coordinator.records import replace
-from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.state import CrossCheckStatus, State
 from dpstream.shared import messages as m
 from dpstream.shared.cross_check import ComparedLabel
 
@@ -24,25 +24,39 @@ def import_not_compared(state: State, command: m.CheckLabel, why: str) -> State:
 
 
 def _with_compared(state: State, key: str, found: ComparedLabel) -> State:
-    """With an imported label beside a new one. The last one ends the check, unless they
-    disagree."""
+    """With an imported label beside a new one. The last one ends the check, unless they disagree. A
+    result that comes after a report was no part of it: it has to be reported, too."""
     if not state.is_comparing:
         return state
-    check = replace(state.cross_check, compared=state.cross_check.compared.set(key, found))
+    check = replace(
+        state.cross_check,
+        compared=state.cross_check.compared.set(key, found),
+        status="comparing",
+    )
     state = replace(state, cross_check=check)
     complete = len(check.compared) == len(state.imported)
-    over = complete and state.import_problem is None
-    return replace(state, cross_check=replace(check, over=over))
+    if complete and state.import_problem is None:
+        return replace(state, cross_check=replace(check, status="over"))
+    return state
+
+
+def imports_reported(state: State, event: m.CampaignPaused) -> State:
+    """The campaign is paused. Only the disagreement that the newest pause states is reported."""
+    if not state.is_comparing:
+        return state
+    status: CrossCheckStatus = "reported" if event.imports_differ else "comparing"
+    return replace(state, cross_check=replace(state.cross_check, status=status))
 
 
 def accept_imports(state: State) -> State:
-    """A user resumes the campaign. Frames that the recipe rejected are computed once more; numbers
-    that differ, which would be the same again, are accepted."""
+    """A user resumes the campaign. Of a disagreement that was reported, frames that the recipe
+    rejected are computed once more; numbers that differ, which would be the same again, are
+    accepted."""
     check = state.cross_check
-    if not state.is_comparing or state.import_problem is None:
+    if check.status != "reported":
         return state
-    rejected = [key for key, each in check.compared.items() if each.rejected]
-    if not rejected or check.repeated:
-        return replace(state, cross_check=replace(check, over=True))
+    if not check.to_repeat:
+        return replace(state, cross_check=replace(check, status="over"))
     left = Map({key: each for key, each in check.compared.items() if not each.rejected})
-    return replace(state, cross_check=replace(check, compared=left, repeated=True))
+    again = replace(check, compared=left, repeated=True, status="comparing")
+    return replace(state, cross_check=again)

@@ -13,6 +13,7 @@ from immutables import Map
 from dpstream.services.coordinator.apply.cross_check import (
     accept_imports,
     import_not_compared,
+    imports_reported,
 )
 from dpstream.services.coordinator.apply.exploration import (
     checks_left,
@@ -145,14 +146,17 @@ def task_abandoned(state: State, decision: m.TaskAbandoned) -> State:
 def campaign_paused(state: State, event: m.CampaignPaused) -> State:
     """Pauses the campaign, by decision or on request."""
     paused = _handled(state, event, paused=event.why)
-    if paused is state or not event.labels_fail:
+    if paused is state:
+        return state
+    paused = imports_reported(paused, event)
+    if not event.labels_fail:
         return paused
     return replace(paused, labels=replace(paused.labels, paused=True))
 
 
 def campaign_resumed(state: State, event: m.CampaignResumed) -> State:
     """Whoever resumes it has mended what workers lacked and why labels were rejected, and accepts
-    imported labels that differ."""
+    imported labels if the pause was for these."""
     resumed = _handled(state, event, paused=None)
     if resumed is state:
         return state

@@ -20,7 +20,8 @@ def compare_imported(decisions: Decisions) -> None:
     state = decisions.state
     if state.import_problem is not None:
         why = f"{state.import_problem}. {_next(state)}"
-        decisions.fact(m.CampaignPaused, decisions.event.id, "imported", why=why)
+        what = decisions.event.id, "imported"
+        decisions.fact(m.CampaignPaused, *what, why=why, imports_differ=True)
         return
     again = ("again",) if state.cross_check.repeated else ()
     assert state.submitted is not None
@@ -42,6 +43,4 @@ def compare_imported(decisions: Decisions) -> None:
 
 def _next(state: State) -> str:
     """What a user may do about the disagreement."""
-    check = state.cross_check
-    rejected = any(each.rejected for each in check.compared.values())
-    return MEND if rejected and not check.repeated else ACCEPT
+    return MEND if state.cross_check.to_repeat else ACCEPT
