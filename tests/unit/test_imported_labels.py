@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from dpstream.services.coordinator.ledger.submission import submission as submitted
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.views.overview import overview
+from dpstream.services.coordinator.views.tasks import retryable
 from dpstream.shared import messages as m
 from dpstream.shared.cross_check import ComparedLabel
 from dpstream.shared.store.folder import FolderStore
@@ -146,18 +147,50 @@ def test_a_labeler_that_was_mended_gives_the_label_after_resume() -> None:
 
 def test_a_check_that_was_given_up_pauses_the_campaign_and_may_be_retried() -> None:
     campaign = comparing()
+    command = given_up(campaign)
+    assert "no label: C1H4: after 1 attempt: it broke" in str(campaign.state.paused)
+    campaign.events.append(retried(command.task))
+    assert campaign.run().cross_check.over
+    campaign.events.append(resumed())
+    assert campaign.run().finished
+
+
+def given_up(campaign: LossyDelivery) -> m.CheckLabel:
+    """The first check, abandoned in a campaign that has paused for it."""
     campaign.step()
     command = checks(campaign)[0]
     campaign.commands.remove(command)
     give_up(campaign, command, permanent=True)
-    state = campaign.run()
-    assert "no label: C1H4: after 1 attempt: it broke" in str(state.paused)
-    campaign.events.append(
-        m.TasksRetried(id="retry", campaign="world", time=4.0, tasks=(command.task,))
-    )
-    assert campaign.run().cross_check.over
-    campaign.events.append(resumed())
-    assert campaign.run().finished
+    assert "no label" in str(campaign.run().paused)
+    return command
+
+
+def retried(*tasks: str, number: int = 1) -> m.TasksRetried:
+    return m.TasksRetried(id=f"retry {number}", campaign="world", time=4.0, tasks=tasks)
+
+
+def test_a_retried_check_is_not_issued_a_second_time_by_resume() -> None:
+    campaign = comparing()
+    command = given_up(campaign)
+    campaign.deliver(retried(command.task))
+    campaign.deliver(resumed(1))
+    assert [c.task for c in checks(campaign)[5:]] == [command.task]
+    assert campaign.run(check_counters).finished
+
+
+def test_a_check_is_of_no_use_while_another_task_computes_it_or_after_the_verdict() -> None:
+    campaign = comparing()
+    command = given_up(campaign)
+    assert [line.task for line in retryable(campaign.state)] == [command.task]
+    campaign.deliver(resumed(1))
+    assert not retryable(campaign.state)
+    assert len(checks(campaign)) == 6
+    campaign.deliver(retried(command.task))
+    assert len(checks(campaign)) == 6
+    campaign.until(lambda state: state.cross_check.over)
+    assert not retryable(campaign.state)
+    campaign.deliver(retried(command.task, number=2))
+    assert len(checks(campaign)) == 6
 
 
 @pytest.mark.parametrize("found", [DIFFERS, REJECTED])
@@ -192,14 +225,7 @@ def test_the_pause_of_a_user_hides_a_disagreement_until_it_is_stated_again() -> 
 
 def test_what_a_retry_finds_after_the_report_is_reported_too() -> None:
     campaign = comparing(DIFFERS)
-    campaign.step()
-    command = checks(campaign)[0]
-    campaign.commands.remove(command)
-    give_up(campaign, command, permanent=True)
-    assert "no label" in str(campaign.run().paused)
-    campaign.events.append(
-        m.TasksRetried(id="retry", campaign="world", time=4.0, tasks=(command.task,))
-    )
+    campaign.events.append(retried(given_up(campaign).task))
     campaign.run()
     campaign.events.append(resumed(1))
     assert "forces of 5" in str(campaign.run().paused)

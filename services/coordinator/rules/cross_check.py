@@ -24,10 +24,11 @@ def compare_imported(decisions: Decisions) -> None:
         decisions.fact(m.CampaignPaused, *what, why=why, imports_differ=True)
         return
     again = ("again",) if state.cross_check.repeated else ()
+    known = {*state.cross_check.compared, *_in_progress(state)}
     assert state.submitted is not None
     for number, each in enumerate(state.imported, start=1):
         what = each.frame.key, "imported", *again
-        if each.frame.key in state.cross_check.compared or is_decided(state, m.CheckLabel, *what):
+        if each.frame.key in known or is_decided(state, m.CheckLabel, *what):
             continue
         decisions.command(
             m.CheckLabel,
@@ -39,6 +40,18 @@ def compare_imported(decisions: Decisions) -> None:
             label=each.label,
             max_seconds=state.spec.labels.max_seconds,
         )
+
+
+def is_check_of_use(state: State, key: str) -> bool:
+    """Whether another attempt at an imported frame may still change the verdict."""
+    found = state.cross_check.compared.get(key)
+    has_label = found is not None and not found.rejected
+    return state.is_comparing and not has_label and key not in _in_progress(state)
+
+
+def _in_progress(state: State) -> set[str]:
+    commands = [task.command for task in state.under_way(m.CheckLabel)]
+    return {c.frame.key for c in commands if isinstance(c, m.CheckLabel) and state.is_of_import(c)}
 
 
 def _next(state: State) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from dpstream.services.coordinator.decisions import Decisions, cancel, tasks_of
+from dpstream.services.coordinator.rules.cross_check import is_check_of_use
 from dpstream.services.coordinator.state import State, Task
 from dpstream.shared import messages as m
 from dpstream.shared.values import stable_id
@@ -148,4 +149,7 @@ def is_of_use(state: State, task: Task) -> bool:
     abandoned trajectory or judgement has already counted it."""
     if isinstance(task.command, m.Reference):
         return state.dataset.test is None
-    return isinstance(task.command, (*ESSENTIAL, m.Label, m.CheckLabel))
+    command = task.command
+    if isinstance(command, m.CheckLabel) and state.is_of_import(command):
+        return is_check_of_use(state, command.frame.key)
+    return isinstance(command, (*ESSENTIAL, m.Label, m.CheckLabel))
