@@ -18,6 +18,7 @@ from dpstream.commands.import_dpgen import key_table
 from dpstream.commands.options import (
     DEFAULT_ROOT,
     Code,
+    CrossCheck,
     NewName,
     Root,
     checked,
@@ -86,6 +87,7 @@ def simplify(
     root: Root = DEFAULT_ROOT,
     name: NewName = None,
     code: Code = None,
+    cross_check: CrossCheck = True,
 ) -> None:
     """Reduce a dataset to the frames that a committee needs (DP-GEN's simplify).
 
@@ -108,7 +110,7 @@ def simplify(
     with within(root):
         store = FolderStore(Path(root))
         pool.keep_labels(store, recipe, options.sources)
-        checks = FirstChecks(spec or Path(options.sources[0]), True, False)
+        checks = FirstChecks(spec or Path(options.sources[0]), cross_check, False)
         status = run_campaign(loaded, gathered, recipe, checks, Path(root), crew, console)
         folder = Path(root) / loaded.name
         if status != INTERRUPTED and folder.is_dir():

@@ -77,7 +77,9 @@ def summary(status: Status, remaining: str = "") -> RenderableType:
 def next_step(now: CampaignOverview) -> str:
     """What to type next; empty while the campaign goes on by itself."""
     if now.standing == "paused":
-        return f"next: dpstream resume {now.name}, or dpstream run SPEC if nothing runs it"
+        accepting = " --no-cross-check" if now.imports_differ else ""
+        run = f"dpstream run SPEC{accepting} if nothing runs it"
+        return f"next: dpstream resume {now.name}, or {run}"
     if now.verdict == "converged":
         return f"next: dpstream export {now.name}, dpstream report {now.name}"
     if now.verdict == "cancelled":

@@ -209,6 +209,11 @@ class CrossCheckState:
         return self.status == "over"
 
     @property
+    def awaits_acceptance(self) -> bool:
+        """Whether `resume` accepts labels that disagree with the recipe."""
+        return self.status == "reported" and not self.to_repeat
+
+    @property
     def to_repeat(self) -> tuple[str, ...]:
         """Keys of the frames that `resume` has computed once more; where there are none, it accepts
         the labels."""

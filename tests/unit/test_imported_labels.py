@@ -15,13 +15,16 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpstream.commands.run import local
 from dpstream.services.coordinator.ledger.submission import submission as submitted
 from dpstream.services.coordinator.policy import decide
+from dpstream.services.coordinator.views.campaign import CampaignView, Status
 from dpstream.services.coordinator.views.overview import overview
 from dpstream.services.coordinator.views.tasks import retryable
 from dpstream.shared import messages as m
 from dpstream.shared.cross_check import ComparedLabel
 from dpstream.shared.store.folder import FolderStore
+from dpstream.terminal.status import next_step
 from tests.support.campaign_simulator import (
     CampaignSimulator,
     cross_check,
@@ -282,10 +285,9 @@ def test_the_coordinator_goes_on_with_the_checks_after_a_restart(tmp_path: Path)
     assert harness.finish().finished
 
 
-def test_submit_shows_the_plan_and_computes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The data has another energy zero, by which the labelers will know it."""
+@pytest.fixture
+def other_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A spec whose data has another energy zero, by which the labelers will know it."""
     monkeypatch.chdir(tmp_path)
     atoms = molecule("CH4")
     atoms.write("a.xyz")
@@ -300,11 +302,17 @@ def test_submit_shows_the_plan_and_computes_nothing(
         "stages": [stage],
     }
     Path("light.yaml").write_text(yaml.safe_dump(document))
+    return Path("light.yaml")
+
+
+def test_submit_shows_the_plan_and_computes_nothing(
+    other_zero: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with_embedded_broker(monkeypatch)
     store = FolderStore(Path("runs"))
 
     def submit(*options: str) -> str:
-        words = ("submit", "light.yaml", "--wait", "0", "--store", "runs", *options)
+        words = ("submit", other_zero, "--wait", "0", "--store", "runs", *options)
         status, out, err = run_command(monkeypatch, capsys, *words)
         assert status == 0, err
         return " ".join(out.split())
@@ -317,3 +325,38 @@ def test_submit_shows_the_plan_and_computes_nothing(
     assert not list(store.list("labels/"))
     assert "imported labels again" not in submit("--no-cross-check", "--name", "bold")
     assert submitted(store, "bold").cross_check is None
+
+
+def test_the_same_run_again_does_not_accept_what_differs(
+    other_zero: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bus, store = with_embedded_broker(monkeypatch), FolderStore(Path("runs"))
+    harness = CoordinatorHarness(store, bus)
+    run_command(monkeypatch, capsys, "submit", other_zero, "--wait", "0", "--store", "runs")
+    wanted = submitted(store, "light").cross_check
+    assert wanted is not None
+    harness.world.by_key[wanted.labels[0].frame.key] = DIFFERS
+    assert harness.finish("light").cross_check.awaits_acceptance
+
+    started: list[str] = []
+
+    def grow(of: m.CampaignSubmitted, view: CampaignView, *others: object) -> Status:
+        started.append(of.campaign)
+        return view.status
+
+    monkeypatch.setattr(local, "_grow", grow)
+    run = ("run", other_zero, "--store", "runs")
+    status, out, _ = run_command(monkeypatch, capsys, *run)
+    assert (status, started) == (1, [])
+    assert " ".join(out.split()) == (
+        "light: still paused: imported labels differ; mend labels and start it under another name "
+        "(--name), or run the same command with --no-cross-check to use the imported labels as "
+        "they are"
+    )
+    status, out, _ = run_command(monkeypatch, capsys, *run, "--no-cross-check")
+    assert (status, started) == (1, ["light"])
+    assert "results are kept; mend labels and start it under another name" in " ".join(out.split())
+    now = overview(harness.coordinator.open_campaigns["light"].state)
+    assert next_step(now) == (
+        "next: dpstream resume light, or dpstream run SPEC --no-cross-check if nothing runs it"
+    )

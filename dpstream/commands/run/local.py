@@ -33,6 +33,10 @@ from dpstream.terminal.status import figures_table
 
 LOOK = 0.5
 """Seconds between two updates of what is shown."""
+DIFFER = (
+    "mend labels and start it under another name (--name), or run the same command with "
+    "--no-cross-check to use the imported labels as they are"
+)
 STOPS = "Ctrl-C stops; the same command continues from there"
 
 
@@ -71,6 +75,9 @@ def run_campaign(
             submitted = submission(store, spec.name)
         view = CampaignView.read(store, spec.name)
         status = view.status
+        if status.overview.imports_differ and checks.cross_check:
+            say(console, f"{spec.name}: still paused: imported labels differ; {DIFFER}")
+            return 1
         if status.overview.verdict is None or amended is not None:
             if known:
                 introduce(console, spec, gathered, recipe)
@@ -132,7 +139,8 @@ def _verdict(
     """Print where the campaign stands and export a finished one; the exit status."""
     say(console, f"{now.name}: {now.headline}")
     if now.verdict is None:
-        say(console, "all finished results are kept; run the same command to continue")
+        further = DIFFER if now.imports_differ else "run the same command to continue"
+        say(console, f"all finished results are kept; {further}")
         return INTERRUPTED if now.paused is None else 1
     view = CampaignView.read(store, now.name)
     notes.print(figures_table(view.status))

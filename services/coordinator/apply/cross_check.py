@@ -55,7 +55,7 @@ def accept_imports(state: State) -> State:
     check = state.cross_check
     if check.status != "reported":
         return state
-    if not check.to_repeat:
+    if check.awaits_acceptance:
         return replace(state, cross_check=replace(check, status="over"))
     left = Map({key: each for key, each in check.compared.items() if not each.rejected})
     again = replace(check, compared=left, repeated=True, status="comparing")

@@ -94,6 +94,10 @@ class CampaignOverview(View):
     cross_check: str = Field(
         default="", description="how imported labels compare with the recipe; empty: not known"
     )
+    imports_differ: bool = Field(
+        default=False,
+        description="whether it is paused as imported labels disagree, and resume accepts them",
+    )
     accurate_ratio: float = Field(
         default=0.0, description="accurate share that every condition needs"
     )
@@ -237,6 +241,7 @@ def overview(state: State) -> CampaignOverview:
         why=state.finished.why if state.finished else None,
         shares=_shares(state),
         cross_check=_cross_check(state),
+        imports_differ=state.paused is not None and state.cross_check.awaits_acceptance,
         accurate_ratio=spec.convergence.accurate_ratio,
         max_failed=spec.convergence.max_failed,
         labels=label_counts(state),
