@@ -5,7 +5,8 @@ Labels from another method would make the training set inconsistent without any 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -74,6 +75,10 @@ def disagreement(compared: Sequence[ComparedLabel], tolerance: float) -> str | N
 
 
 def largest(compared: Sequence[ComparedLabel]) -> tuple[float, float]:
-    """The largest differences of forces (eV/Å) and of energies (eV/atom)."""
-    forces = max((each.forces for each in compared), default=0.0)
-    return forces, max((each.energy for each in compared), default=0.0)
+    """The largest differences of forces (eV/Å) and of energies (eV/atom); infinite if one is not a
+    number."""
+    return _largest(each.forces for each in compared), _largest(each.energy for each in compared)
+
+
+def _largest(values: Iterable[float]) -> float:
+    return max((math.inf if math.isnan(value) else value for value in values), default=0.0)

@@ -728,8 +728,8 @@ class LabelChecked(Result):
 
     ANSWERS = CheckLabel
     type: Literal["label-checked/1"] = "label-checked/1"
-    forces: float | None = None
-    energy: float | None = None
+    forces: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    energy: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     differs: str = ""
     # Both are left out where they are not known, as in the results of earlier releases.
     opposed: bool | None = Field(

@@ -3,6 +3,7 @@ whether it goes on."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from dpstream.commands.run import local
 from dpstream.services.coordinator.ledger.submission import submission as submitted
@@ -22,7 +24,7 @@ from dpstream.services.coordinator.views.campaign import CampaignView, Status
 from dpstream.services.coordinator.views.overview import overview
 from dpstream.services.coordinator.views.tasks import retryable
 from dpstream.shared import messages as m
-from dpstream.shared.cross_check import ComparedLabel
+from dpstream.shared.cross_check import ComparedLabel, disagreement
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.status import next_step
 from tests.support.campaign_simulator import (
@@ -112,6 +114,24 @@ def test_if_they_disagree_the_campaign_pauses_and_says_what_to_do(
     assert campaign.issued == checks(campaign)
     assert state.paused is not None
     assert re.search(why, state.paused)
+
+
+@pytest.mark.parametrize("field", ["forces", "energy"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_an_impossible_difference_is_no_result(field: str, value: float) -> None:
+    campaign = comparing()
+    campaign.step()
+    fields = CampaignSimulator.envelope(checks(campaign)[0])
+    with pytest.raises(ValidationError):
+        m.LabelChecked.model_validate({**fields, "forces": 0.0, "energy": 0.0, field: value})
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_what_is_not_a_number_disagrees(place: int) -> None:
+    for broken in (replace(AGREES, forces=math.nan), replace(AGREES, energy=math.nan)):
+        compared = [AGREES] * 5
+        compared[place] = broken
+        assert "by up to inf eV" in str(disagreement(compared, 0.05))
 
 
 def test_virials_of_the_opposite_sign_pause_it_if_all_have() -> None:
