@@ -29,7 +29,7 @@ from dpstream.shared.cross_check import CrossCheck, ImportedLabel
 from dpstream.shared.errors import SpecError
 from dpstream.shared.messages import CampaignSubmitted
 from dpstream.shared.ports import Store
-from dpstream.shared.spec import Spec, expand_material
+from dpstream.shared.spec import Spec, Verification, expand_material
 from dpstream.shared.spec.amendment import differences
 from dpstream.shared.values import Dataset, FrameRef, Recipe, Ref, campaign_uri, stable_id
 
@@ -153,12 +153,22 @@ def as_before(spec: Spec, earlier: Spec) -> Spec:
     if spec.labels.version is None and earlier.labels.version is not None:
         labels = changes.get("labels", spec.labels)  # submitted from a machine without the code
         changes["labels"] = labels.model_copy(update={"version": earlier.labels.version})
+    changes |= _reference_before(spec, earlier)
     once = spec.mode == "lockstep" and not any(stage.repeat for stage in spec.stages)
     imported = once and (earlier.selection.policy, spec.selection.policy) == ("random", "uniform")
     if spec.selection.policy is None or imported:
         policy = {"policy": earlier.selection.policy}
         changes["selection"] = spec.selection.model_copy(update=policy)
     return spec.model_copy(update=changes)
+
+
+def _reference_before(spec: Spec, earlier: Spec) -> dict[str, Verification]:
+    """The verification with the time step of reference_md that was the default."""
+    now, before = spec.verification.reference_md, earlier.verification.reference_md
+    if now is None or before is None or (before.timestep, now.timestep) != (0.0005, 0.001):
+        return {}
+    reference = now.model_copy(update={"timestep": before.timestep})
+    return {"verification": spec.verification.model_copy(update={"reference_md": reference})}
 
 
 # ------------------------------------------------------------------------------ the inputs

@@ -104,7 +104,7 @@ class ReferenceMd(Section):
     equilibrate: Annotated[float, Field(ge=0)] = Field(
         default=0.2, description="ps discarded at the start"
     )
-    timestep: Positive = Field(default=0.0005, description="ps")
+    timestep: Positive = Field(default=0.001, description="ps")
 
     @property
     def single_points(self) -> int:

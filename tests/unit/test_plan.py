@@ -77,7 +77,7 @@ def test_most_labels_counts_every_round_of_every_stage_and_the_audit() -> None:
 
 
 REFERENCE = {"system": "a", "trajectories": 2, "frames": 3, "spacing": 0.01, "equilibrate": 0.02}
-POINTS = 2 * (1 + 40 + 3 * (20 + 1))
+POINTS = 2 * (1 + 20 + 3 * (10 + 1))
 
 
 def test_reference_trajectories_count_in_the_budget() -> None:

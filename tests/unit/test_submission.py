@@ -18,6 +18,7 @@ from dpstream.running.cross_check import force_tolerance
 from dpstream.running.first_checks import FirstChecks
 from dpstream.running.submit import announced, submit
 from dpstream.services.coordinator.apply import apply
+from dpstream.services.coordinator.ledger.submission import stored_spec
 from dpstream.services.coordinator.state import State
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.atoms.frames import (
@@ -145,10 +146,31 @@ def test_single_points_of_reference_trajectories_use_the_label_budget(
     reference = {"system": "a", "trajectories": 1, "frames": 1, "spacing": 0.01, "equilibrate": 0}
     wanted = spec(verification={"reference_md": reference})
     event = submit(wanted, gathered, recipe, store, 100.0)
-    assert event.reference_points == 1 + 20 + 1
+    assert event.reference_points == 1 + 10 + 1
     before = event.model_copy(update={"reference_points": 0})
     left, left_before = (apply(State(spec=wanted), each).label_room for each in (event, before))
     assert left_before - left == event.reference_points
+
+
+def test_the_default_budget_holds_the_default_reference_trajectories(gathered: Gathered) -> None:
+    wanted = spec(verification={"reference_md": {"system": "a"}})
+    assert wanted.verification.reference_points == 7060
+    assert wanted.budget.labels - wanted.verification.reference_points > 2000
+    FirstChecks(Path("campaign.yaml"), True, False).passed(wanted, gathered)
+
+
+def test_a_campaign_keeps_the_time_step_that_was_the_default(
+    gathered: Gathered, recipe: Recipe, store: FolderStore
+) -> None:
+    before = spec(verification={"reference_md": {"system": "a", "timestep": 0.0005}})
+    first = submit(before, gathered, recipe, store, 100.0)
+    now = spec(verification={"reference_md": {"system": "a"}})
+    again = submit(now, gathered, recipe, store, 200.0)
+    assert again == first
+    assert stored_spec(store, before.name).verification == before.verification
+    other = spec(verification={"reference_md": {"system": "a", "timestep": 0.002}})
+    with pytest.raises(SpecError, match="spec: changed: verification"):
+        submit(other, gathered, recipe, store, 200.0)
 
 
 def test_again_is_the_same_event_and_writes_nothing(
