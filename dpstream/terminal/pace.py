@@ -19,7 +19,7 @@ def remaining(now: CampaignOverview, pace: Pace) -> str:
     if now.stage is None:
         return "the final model and its tests"
     more = now.rounds - now.round
-    if not more:
+    if more <= 0:
         return "the last round of this stage"
     rounds = f"at most {more} more {'round' if more == 1 else 'rounds'} of this stage"
     if not pace.seconds:

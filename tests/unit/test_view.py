@@ -210,6 +210,7 @@ def test_what_is_ahead_is_an_upper_limit() -> None:
     )
     assert ahead(round=8) == "at most 1 more round of this stage"
     assert ahead(round=9) == "the last round of this stage"
+    assert ahead(round=11) == "the last round of this stage", "an amendment lowered the limit"
     assert ahead(stage=None) == "the final model and its tests"
     assert ahead(verdict="converged") == ""
 
