@@ -68,7 +68,8 @@ class LabelSettings(Section):
     version: str | None = Field(
         default=None,
         min_length=1,
-        description="version of the code, e.g. 2023.1; required if the submitting machine lacks it",
+        description="version of the code, e.g. 2023.1; default: that installed here, or, for "
+        "dpstream submit, the one that the workers state",
     )
     worker_class: Name | None = Field(
         default=None,
