@@ -12,10 +12,14 @@ from dpstream.shared.messages import Label, ProcessStarted
 from dpstream.shared.ports import Store
 from dpstream.shared.values import PROGRAMS
 
-MOST_GROUPS, MOST_PROGRAMS, LONGEST = 100, 50, 200
-"""Limits of what is kept: groups of workers and programs of a queue, characters of a version."""
-REMEMBERED = 30 * 86_400.0
-"""Seconds, before the newest start of a worker, since which the others still count."""
+MOST_QUEUES, MOST_GROUPS, MOST_PROGRAMS, LONGEST = 50, 100, 50, 200
+"""Limits of what is kept: queues, groups of workers and programs of a queue, characters of a name
+or version."""
+MOST_BYTES = 16 * 1024 * 1024
+"""Size beyond which the object is none of dpstream's."""
+REMEMBERED = 86_400.0
+"""Seconds, before the newest statement on a program, since which the others still count: pods have
+a new host name at each start."""
 SETTLED = 3600.0
 """Seconds after which the same statement is written again, with its new time."""
 
@@ -41,7 +45,7 @@ class Programs(BaseModel):
     def read(store: Store) -> Programs:
         """Nothing if there is no such object, or none that can be read."""
         try:
-            return Programs.model_validate_json(store.get(PROGRAMS))
+            return Programs.model_validate_json(store.get(PROGRAMS, MOST_BYTES))
         except (NotFound, DigestMismatch, ValidationError):
             return Programs()
 
@@ -50,24 +54,42 @@ class Programs(BaseModel):
         stated = Stated(time=now, programs=_within_limits(event.programs))
         group = f"pool {event.pool}" if event.pool else event.host[:LONGEST]
         queues = dict(self.queues)
-        for queue in filter(_is_of_labels, event.queues):
+        for queue in filter(_is_of_labels, event.queues[:MOST_QUEUES]):
             known = self.queues.get(queue, {})
             before = known.get(group)
             if before and before.programs == stated.programs and now - before.time < SETTLED:
                 continue
             newest = sorted({**known, group: stated}.items(), key=lambda each: -each[1].time)
             queues[queue] = dict(newest[:MOST_GROUPS])
-        return self if queues == self.queues else Programs(queues=queues)
+        return self if queues == self.queues else Programs(queues=_newest(queues))
 
     def versions(self, queue: str, program: str) -> dict[str, str]:
         """Versions of a program by the groups of workers of a queue that run it."""
+        stated = self._statements(queue, program)
+        return {group: each.programs[program] for group, each in stated.items()}
+
+    def since(self, queue: str, program: str) -> float:
+        """When the oldest of these statements was made, seconds since the epoch."""
+        return min(each.time for each in self._statements(queue, program).values())
+
+    def _statements(self, queue: str, program: str) -> dict[str, Stated]:
         groups = self.queues.get(queue, {})
-        newest = max((each.time for each in groups.values()), default=0.0)
+        known = [each.time for each in groups.values() if each.programs.get(program)]
+        newest = max(known, default=0.0)
         return {
-            group: each.programs[program]
+            group: each
             for group, each in sorted(groups.items())
             if program in each.programs and newest - each.time <= REMEMBERED
         }
+
+
+def _newest(queues: dict[str, dict[str, Stated]]) -> dict[str, dict[str, Stated]]:
+    """The queues with the newest statements: a worker may name any queue."""
+
+    def age(queue: str) -> float:
+        return -max(each.time for each in queues[queue].values())
+
+    return {queue: queues[queue] for queue in sorted(queues, key=age)[:MOST_QUEUES]}
 
 
 def _within_limits(programs: Mapping[str, str]) -> dict[str, str]:
@@ -75,4 +97,4 @@ def _within_limits(programs: Mapping[str, str]) -> dict[str, str]:
 
 
 def _is_of_labels(queue: str) -> bool:
-    return queue.startswith(Label.QUEUE.format(""))
+    return queue.startswith(Label.QUEUE.format("")) and len(queue) <= LONGEST

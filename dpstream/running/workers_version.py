@@ -3,6 +3,8 @@ deployment state."""
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 from dpstream.services.coordinator.ledger.submission import stored_spec, submission
 from dpstream.services.labeler.recipes import LEFT, make_recipe, program_of
 from dpstream.shared.errors import SpecError
@@ -45,8 +47,10 @@ def _stated(programs: Programs, capability: str, program: str) -> str:
             "worker first"
         )
     some = {version: next(g for g, v in groups.items() if v == version) for version in versions}
+    since = datetime.fromtimestamp(programs.since(queue, program), timezone.utc)
     listed = ", ".join(f"{version} ({group})" for version, group in some.items())
     raise SpecError(
-        f"labels.version: missing: workers that serve {queue} run different versions of {program}: "
-        f"{listed}; give the one that is to compute the labels"
+        f"labels.version: missing: workers that serve {queue} have stated different versions of "
+        f"{program} since {since:%Y-%m-%d %H:%M} UTC: {listed}; give the one that "
+        "is to compute the labels"
     )

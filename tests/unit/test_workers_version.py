@@ -23,7 +23,15 @@ from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared import messages as m
 from dpstream.shared.atoms.frames import FrameLabel, canonical, from_ase
 from dpstream.shared.errors import Refused, SpecError
-from dpstream.shared.programs import MOST_GROUPS, REMEMBERED, Programs
+from dpstream.shared.programs import (
+    LONGEST,
+    MOST_BYTES,
+    MOST_GROUPS,
+    MOST_QUEUES,
+    REMEMBERED,
+    SETTLED,
+    Programs,
+)
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import PROGRAMS
@@ -101,6 +109,30 @@ def test_workers_that_were_not_seen_for_long_count_no_longer() -> None:
     }
     later = found.started(started("0.8"), REMEMBERED + 1)
     assert later.versions("label.tblite", "tblite") == {"node-1": "0.8"}
+
+
+def test_a_host_that_is_gone_counts_for_a_day_and_an_unknown_version_ends_no_known_one() -> None:
+    found = Programs().started(started("0.7", "pod-1"), 0.0)
+    found = found.started(started("", "pod-2"), 2 * 86_400.0)
+    assert found.versions("label.tblite", "tblite") == {"pod-1": "0.7", "pod-2": ""}
+    found = found.started(started("0.8", "pod-3"), 2 * 86_400.0)
+    assert found.versions("label.tblite", "tblite") == {"pod-2": "", "pod-3": "0.8"}
+    assert found.since("label.tblite", "tblite") == 2 * 86_400.0
+
+
+def test_a_flood_of_queues_is_bounded(tmp_path: Path) -> None:
+    found = Programs().started(started(), 1.0)
+    for number in range(MOST_QUEUES):
+        queues = tuple(f"label.{number}-{part}" for part in range(2 * MOST_QUEUES))
+        found = found.started(started().model_copy(update={"queues": queues}), 2.0)
+        found = found.started(started(), 3.0 + number * SETTLED)
+    assert len(found.queues) == MOST_QUEUES
+    assert "label.tblite" in found.queues
+    store = FolderStore(tmp_path)
+    store.put(PROGRAMS, b'{"queues": {}}' + b" " * MOST_BYTES)
+    assert Programs.read(store) == Programs()
+    long = started().model_copy(update={"queues": ("label." + "x" * LONGEST,)})
+    assert Programs().started(long, 1.0).queues == {}
 
 
 def test_a_flood_of_workers_is_bounded() -> None:
@@ -200,8 +232,9 @@ def test_the_recipe_is_that_of_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_
         ([started("")], "no worker of this deployment has stated its version for label.tblite"),
         (
             [started("0.7", "node-1"), started("0.8", pool="spot")],
-            "workers that serve label.tblite run different versions of tblite: 0.7 \\(node-1\\), "
-            "0.8 \\(pool spot\\); give the one that is to compute the labels",
+            "workers that serve label.tblite have stated different versions of tblite since "
+            "1970-01-01 00:00 UTC: 0.7 \\(node-1\\), 0.8 \\(pool spot\\); give the one that is to "
+            "compute the labels",
         ),
     ],
 )
