@@ -7,13 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dpstream.export.archive import archive_of, differing_files
 from dpstream.export.checksums import damaged_files, digest_of
 from dpstream.export.folder import MARKS, export
 from dpstream.integrity.verify import verify
-from dpstream.shared.errors import NotFound, SpecError
+from dpstream.shared.errors import DigestMismatch, NotFound, SpecError
 from dpstream.shared.messages import CampaignFinished
 from dpstream.shared.ports import Store
 from dpstream.shared.store.folder import FolderStore
@@ -39,6 +39,8 @@ def write_verified(store: Store, campaign: str, file: Path, now: float) -> Archi
     was compared with its digests. Raises SpecError if anything is damaged or missing."""
     if file.exists():
         raise SpecError(f"--output: {file}: already exists; give another file")
+    if not file.parent.is_dir():
+        raise SpecError(f"--output: {file}: there is no folder {file.parent}; create it first")
     with tempfile.TemporaryDirectory(prefix=".dpstream-", dir=file.parent) as room:
         folder = Path(room) / campaign
         export(store, campaign, folder, archive=True)
@@ -65,11 +67,11 @@ def mark_archived(store: Store, last: CampaignFinished, mark: ArchiveMark) -> No
 
 
 def mark_of(store: Store, last: CampaignFinished) -> ArchiveMark | None:
-    """Where a campaign with this verdict was archived; None if it was not. One that has gone on
-    since has another verdict."""
+    """Where a campaign with this verdict was archived; None if it was not, or the mark is
+    damaged. One that has gone on since has another verdict."""
     try:
         return ArchiveMark.model_validate_json(store.get(_key(last)))
-    except NotFound:
+    except (NotFound, DigestMismatch, ValidationError):
         return None
 
 

@@ -107,6 +107,21 @@ def test_delete_says_whether_there_is_a_copy(
     assert list(store.list(f"campaigns/{NAME}/")) == []
 
 
+def test_a_folder_that_does_not_exist_is_refused_in_one_line(
+    call: Call, store: FolderStore, tmp_path: Path
+) -> None:
+    status, out, err = call("archive", NAME, "-o", "nowhere/x.zip")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "--output: nowhere/x.zip: there is no folder nowhere; create it first" in err
+
+
+def test_a_damaged_mark_is_none(call: Call, store: FolderStore) -> None:
+    assert call("archive", NAME)[0] == 0
+    (mark,) = [key for key in store.list(f"campaigns/{NAME}/") if "/archived/" in key]
+    store.put(mark, b"{")
+    assert listed(call) == [NAME]
+
+
 def test_nothing_damaged_is_archived(call: Call, store: FolderStore, tmp_path: Path) -> None:
     (model,) = [key for key in store.list("campaigns/") if key.endswith("train-0-frozen.pb")]
     store.put(model, b"other bytes")
