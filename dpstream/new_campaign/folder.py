@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -34,7 +35,7 @@ def create(
     fill: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Creates `parent/name/` with the text of a spec and files of structures by name; `fill` writes
-    what else the spec names.
+    what else the spec names. The folder appears when it is complete.
 
     Returns the path of the spec. Raises `SpecError` for an invalid name, or a folder that exists or
     cannot be created.
@@ -42,16 +43,21 @@ def create(
     check_name(name)
     folder = parent / name
     try:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise FileExistsError(folder)
-        (folder / "structures").mkdir(parents=True)
-        (folder / "structures" / "README").write_text(NOTE, encoding="utf-8")
-        for file, data in structures.items():
-            (folder / "structures" / file).write_bytes(data)
-        fill(folder)
-        (folder / "campaign.yaml").write_text(spec, encoding="utf-8")
-    except FileExistsError as error:
-        raise SpecError(f"{folder}: already exists; choose another name") from error
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise SpecError(f"{folder}: already exists; choose another name")
+        with TemporaryDirectory(prefix=".dpstream-", dir=parent) as room:
+            made = Path(room) / name
+            _write(made, spec, structures)
+            fill(made)
+            made.rename(folder)
     except OSError as error:
         raise SpecError(f"{folder}: cannot be written: {error.strerror}") from error
     return folder / "campaign.yaml"
+
+
+def _write(folder: Path, spec: str, structures: Mapping[str, bytes]) -> None:
+    (folder / "structures").mkdir(parents=True)
+    (folder / "structures" / "README").write_text(NOTE, encoding="utf-8")
+    for file, data in structures.items():
+        (folder / "structures" / file).write_bytes(data)
+    (folder / "campaign.yaml").write_text(spec, encoding="utf-8")

@@ -25,6 +25,7 @@ import dpstream.commands.app
 import dpstream.commands.run.local
 from dpstream.inputs.gather import gather
 from dpstream.integrity.deletion import objects_of, still_runs
+from dpstream.new_campaign.folder import create
 from dpstream.running.submit import submit
 from dpstream.services.coordinator.fleet.spending import Spending, Spent, spending_uri
 from dpstream.services.coordinator.ledger.ledger import (
@@ -39,6 +40,7 @@ from dpstream.services.coordinator.views.overview import CampaignOverview, overv
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import decode
+from dpstream.shared.errors import StoreError
 from dpstream.shared.messages import CampaignFinished, CampaignPaused
 from dpstream.shared.spec import load_spec
 from dpstream.shared.store.folder import FolderStore
@@ -248,6 +250,21 @@ def test_new_does_not_touch_a_folder_in_use(call: Call, refused: Callable[..., s
     Path("iron").mkdir()
     write("mine", "iron/notes")
     assert refused("new", "iron").endswith("/iron: already exists; choose another name")
+
+
+def test_a_new_folder_that_could_not_be_filled_is_not_there(tmp_path: Path) -> None:
+    def torn(folder: Path) -> None:
+        (folder / "set.npz").write_bytes(b"half of it")
+        raise StoreError("the connection was lost")
+
+    for fill in (torn, torn):
+        with pytest.raises(StoreError):
+            create("copper", tmp_path, "name: copper", {}, fill)
+        assert list(tmp_path.iterdir()) == []
+    assert create("copper", tmp_path, "name: copper", {}).read_text() == "name: copper"
+    assert {path.name for path in tmp_path.rglob("*")} == {
+        *("copper", "campaign.yaml", "structures", "README")
+    }
 
 
 # ------------------------------------------------------------------------------ engines and roots
