@@ -6,12 +6,16 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 from dpstream.shared.messages import Message
 
 MOST_DECLINED = 3
-"""Tasks declined in a row after which a process that leaves when idle need not wait for others."""
+"""Tasks declined since one was last worked on, one of them twice, after which a process that leaves
+when idle need not wait for others: what waited behind the first one has been here, too."""
+MOST_KNOWN = 1000
+"""Declined tasks that are remembered."""
 STAGGER = 0.1
 """Largest part by which a lifetime is shortened at random, so that workers that were launched
 together do not all leave at once."""
@@ -35,8 +39,8 @@ class ExitLimits:
     """Usual seconds of a task, by command: an average that favours the latest."""
     _taken: int = 0
     _working: int = 0
-    _declined: int = 0
-    """Tasks declined since one was last worked on."""
+    _declined: Counter[str] = field(default_factory=Counter)
+    """How often each task was declined since one was last worked on."""
     _declined_why: str = ""
     _has_worked: bool = False
     _idle_since: float = field(default_factory=time.monotonic)
@@ -66,21 +70,28 @@ class ExitLimits:
             self._working -= 1
             if worked:
                 self._idle_since = time.monotonic()
-                self._declined, self._has_worked = 0, True
+                self._has_worked = True
+                self._declined.clear()
             else:
                 self._taken -= 1
 
-    def decline(self, reason: str) -> None:
-        """Takes in that a worker of the process cannot serve a task."""
+    def decline(self, task: str, reason: str) -> bool:
+        """Takes in that a worker of the process cannot serve a task; whether it was declined
+        before. As long as it was not, there may be others behind it that a worker can serve."""
         with self._lock:
-            self._declined += 1
+            if len(self._declined) == MOST_KNOWN and task not in self._declined:
+                self._declined.clear()
+            self._declined[task] += 1
             self._declined_why = reason
+            again = self._declined[task] > 1
+            self._idle_since = self._idle_since if again else time.monotonic()
+            return again
 
     @property
     def declined_all(self) -> str | None:
         """Why the last task was declined, if every task was; None if one was worked on, or none
         came."""
-        return self._declined_why if self._declined and not self._has_worked else None
+        return self._declined_why if self._declined_why and not self._has_worked else None
 
     def learn(self, kind: type[Message], seconds: float) -> None:
         """Takes in how long a task took at any worker of the process."""
@@ -105,4 +116,5 @@ class ExitLimits:
 
     def _is_of_no_use(self) -> bool:
         is_to_leave = self.idle_exit is not None and not self._working
-        return is_to_leave and self._declined >= MOST_DECLINED
+        times = self._declined.values()
+        return is_to_leave and sum(times) >= MOST_DECLINED and max(times) > 1

@@ -78,14 +78,16 @@ def refused_for_long() -> Callable[[BaseException], bool]:
 @dataclass
 class Rests:
     """The queues from which a worker takes nothing for a while, because it declined their last
-    task: each time in a row twice as long."""
+    task: twice as long as the last time if that task was declined before, so that the tasks behind
+    it need not wait."""
 
     _ends: dict[str, float] = field(default_factory=dict)
     _lengths: dict[str, float] = field(default_factory=dict)
 
-    def begin(self, queue: str) -> float:
+    def begin(self, queue: str, longer: bool) -> float:
         """The seconds for which the queue rests from now on."""
-        length = min(2 * self._lengths.get(queue, FIRST_REST / 2), LONGEST_REST)
+        before = self._lengths.get(queue, FIRST_REST)
+        length = min(2 * before, LONGEST_REST) if longer else before
         self._lengths[queue], self._ends[queue] = length, time.monotonic() + length
         return length
 

@@ -298,8 +298,7 @@ class Worker(Generic[R]):
         event = TaskDeclined(**envelope_of(command), worker=self.name, reason=reason[:2000])
         outgoing = [Outgoing(encode(event), topic=topic_of(event))]
         self._retry(lambda: self.bus.publish(outgoing))
-        self.limits.decline(reason)
-        seconds = self._rests.begin(queue)
+        seconds = self._rests.begin(queue, longer=self.limits.decline(command.task, reason))
         log.warning("task declined", queue=queue, reason=reason, next_in_seconds=seconds)
         return True
 

@@ -92,13 +92,16 @@ def test_if_it_cannot_be_found_out_the_task_is_claimed(workers: WorkerHarness) -
     assert workers.next_types(2) == [m.TaskClaimed, m.LabelsDone]
 
 
-def test_each_rest_is_twice_as_long_until_the_queue_is_served() -> None:
+def test_each_rest_for_the_same_tasks_is_twice_as_long_until_the_queue_is_served() -> None:
     rests = Rests()
-    assert [rests.begin("a") for _ in range(9)] == [5, 10, 20, 40, 80, 160, 320, 600, 600]
+    assert [rests.begin("a", longer=False) for _ in range(3)] == [5, 5, 5]
+    lengths = [rests.begin("a", longer=True) for _ in range(8)]
+    assert lengths == [10, 20, 40, 80, 160, 320, 600, 600]
+    assert rests.begin("a", longer=False) == 600
     assert rests.includes("a")
     assert not rests.includes("b")
     rests.forget("a")
-    assert rests.begin("a") == 5
+    assert rests.begin("a", longer=False) == 5
 
 
 # -------------------------------------------------------------------------------- the campaign

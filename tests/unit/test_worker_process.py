@@ -471,7 +471,7 @@ def test_a_process_that_leaves_when_idle_ends_with_the_reason_if_it_declines_eve
     workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retry, "FIRST_REST", 0.01)
-    workers.send(*(label(f"t{number}") for number in range(MOST_DECLINED)))
+    workers.send(*(label("t1") for _ in range(MOST_DECLINED)))
     office = Office(
         workers,
         succeed,
@@ -513,8 +513,42 @@ def test_a_worker_without_a_limit_stays_although_it_declines_everything() -> Non
         limits = ExitLimits(idle_exit=idle_exit)
         for _ in range(MOST_DECLINED):
             assert not limits.over
-            limits.decline("no toy here")
+            limits.decline("t1", "no toy here")
         assert limits.over == (idle_exit is not None)
+
+
+def test_a_worker_stays_until_the_first_declined_task_is_there_again() -> None:
+    limits = ExitLimits(idle_exit=600.0)
+    assert not any(limits.decline(f"t{number}", "no toy here") for number in range(50))
+    assert not limits.over
+    assert limits.decline("t0", "no toy here")
+    assert limits.over
+
+
+def test_declined_tasks_are_forgotten_when_one_was_worked_on() -> None:
+    limits = ExitLimits(idle_exit=600.0)
+    for _ in range(5):
+        for _ in range(MOST_DECLINED - 1):
+            limits.decline("t1", "no toy here")
+        assert limits.admit()
+        limits.release(worked=True)
+        assert not limits.over
+    assert limits.declined_all is None
+
+
+def test_a_task_behind_others_that_it_declines_is_served(
+    workers: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_REST", 0.01)
+
+    def unserved(resources: Any, command: Any, context: Any) -> str | None:
+        return None if command.task == "served" else "no toy here"
+
+    workers.send(*(label(f"t{number}") for number in range(MOST_DECLINED + 2)), label("served"))
+    office = Office(workers, succeed, queues=SLOTS[:1], unserved=unserved, idle_exit=1.0)
+    declined = [m.TaskDeclined] * (MOST_DECLINED + 2)
+    assert workers.next_types(MOST_DECLINED + 4) == [*declined, m.TaskClaimed, m.LabelsDone]
+    assert office.end() == 0
 
 
 def test_a_process_announces_its_slots_and_each_queue_once(workers: WorkerHarness) -> None:
