@@ -634,10 +634,12 @@ def _demand(
     """`waits`: campaigns that are paused until a worker serves some queues."""
     missing = [each for each in waits if queue in each.state.missing]
     queues = [each.task_queue for each in active]
+    paused = sum(each.task_queue.waiting[queue] > 0 for each in missing)
+    declined = (each.task_queue for each in active if queue in each.state.declined)
     times = [each.usual_seconds[queue] for each in active if queue in each.usual_seconds]
     return Demand(
-        waiting=sum(each.waiting[queue] for each in queues)
-        + sum(each.task_queue.waiting[queue] > 0 for each in missing),
+        waiting=sum(each.waiting[queue] for each in queues) + paused,
+        declined=sum(each.waiting[queue] for each in declined) + paused,
         running=sum(each.busy[queue] for each in queues),
         seconds=sum(times) / len(times) if times else None,
     )

@@ -50,7 +50,7 @@ from dpstream.shared.settings import (
 
 log = logger()
 
-DIED, BAD_INPUT, GAVE_BACK = 1, 2, 75
+DIED, BAD_INPUT, DECLINED, GAVE_BACK = 1, 2, 69, 75
 """Exit statuses; 75 is EX_TEMPFAIL of sysexits.h: another worker has to go on."""
 FREEING_SECONDS = 60.0
 """Seconds in which a worker has to be free after its stuck task was aborted."""
@@ -83,6 +83,10 @@ class WorkerPlan:
 S = TypeVar("S", bound=WorkerSettings)
 
 
+class Useless(SpecError):
+    """A worker can serve none of the tasks that it was offered."""
+
+
 @dataclass(frozen=True)
 class WorkerService(Generic[S]):
     """The parts in which one worker service differs from another."""
@@ -107,7 +111,7 @@ def main(service: WorkerService[S], arguments: Sequence[str] | None = None) -> i
         return _run(service, settings)
     except DpstreamError as error:
         print(f"{service.name}: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
-        return BAD_INPUT
+        return DECLINED if isinstance(error, Useless) else BAD_INPUT
 
 
 def _run(service: WorkerService[S], settings: S) -> int:
@@ -178,7 +182,7 @@ class WorkerThreads:
 
     def work(self, bus: Bus, store: Store, stopping: threading.Event) -> int:
         """Work until `stopping` is set or an exit limit is reached; returns the exit status. Raises
-        `Refused` if broker or store keep refusing a worker's rights, SpecError if an exit limit was
+        `Refused` if broker or store keep refusing a worker's rights, Useless if an exit limit was
         reached and every task was declined."""
         self._start(bus, store, stopping)
         self._announce(bus)
@@ -206,7 +210,7 @@ class WorkerThreads:
             return DIED
         useless = None if stopping.is_set() else self.limits.declined_all
         if useless is not None:
-            raise SpecError(f"every task was declined: {useless}")
+            raise Useless(f"every task was declined: {useless}")
         return GAVE_BACK if any(worker.gave_back for worker in self.workers) else 0
 
     def _is_hung(self) -> bool:

@@ -170,10 +170,10 @@ def test_workers_that_cannot_start_pause_their_pool_ever_longer(harness: Harness
 def test_a_pool_whose_workers_decline_everything_makes_way_for_the_next_one(
     harness: Harness,
 ) -> None:
-    """Such workers end with status 2; one task waits for a worker that can serve it."""
+    """Such workers end with status 69; one task waits for a worker that can serve it."""
     harness.write(near=POOL, far=POOL | {"price": 1.0})
     reconciler = harness.start()
-    reconciler.post({QUEUE: Demand(waiting=1)})
+    reconciler.post({QUEUE: Demand(waiting=1, declined=1)})
     calls: list[str] = []
     for _ in range(720):  # an hour
         calls += harness.turn(reconciler)
@@ -181,11 +181,28 @@ def test_a_pool_whose_workers_decline_everything_makes_way_for_the_next_one(
             if launch.pool == "near" and launch.running:
                 gone = frozenset(launch.up)
                 harness.fleet.launches[name] = replace(
-                    launch, running=0, ended={"2": 1}, up=frozenset(), gone=gone
+                    launch, running=0, ended={"69": 1}, up=frozenset(), gone=gone
                 )
     assert calls[:4] == [*["launch near 1"] * 3, "launch far 1"]
     assert calls.count("launch far 1") == 1
     assert calls.count("launch near 1") < 10
+
+
+def test_a_pool_that_declines_one_campaign_still_serves_the_others(harness: Harness) -> None:
+    harness.write(near=POOL, far=POOL | {"price": 1.0})
+    reconciler = harness.start()
+    reconciler.post({QUEUE: Demand(waiting=3, seconds=60.0, declined=3)})
+    assert harness.turn(reconciler) == ["launch near 3"]
+    harness.fleet.all_end("69")
+    reconciler.post({QUEUE: Demand(waiting=5, seconds=60.0, declined=3)})
+    assert harness.turn(reconciler) == ["launch near 2", "launch far 3"]
+    assert reconciler.status is not None
+    near = reconciler.status.pools["near"]
+    assert near.reason == "3 workers in a row declined every task; none for it for 60 s"
+    assert not near.paused
+    reconciler.post({QUEUE: Demand(waiting=2, seconds=60.0)})
+    harness.turn(reconciler)
+    assert reconciler.status.pools["near"].reason == ""
 
 
 @pytest.mark.parametrize("status", ["0", "75", "CANCELLED", "NODE_FAIL", "143"])

@@ -242,7 +242,7 @@ def test_a_campaign_that_waits_for_a_worker_wants_one_started(
     harness.publish(*(declined(command) for command in commands))
     harness.pass_time(2 * PATIENCE)
     assert state_of(harness).missing == {QUEUE}
-    assert harness.coordinator.demand() == {QUEUE: Demand(waiting=1)}
+    assert harness.coordinator.demand() == {QUEUE: Demand(waiting=1, declined=1)}
     waiting = next(command for command in labels_of(harness) if isinstance(command, m.Label))
     harness.claim(waiting)
     harness.publish(m.TaskClaimed(**CampaignSimulator.envelope(waiting, "claim"), worker="w"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dpstream.services.coordinator.fleet.memory import DECLINED
 from dpstream.services.explorer.__main__ import EXPLORER
 from dpstream.services.labeler.__main__ import LABELER
 from dpstream.services.trainer.__main__ import TRAINER
@@ -17,7 +18,7 @@ from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import decode
 from dpstream.shared.errors import BusError, DpstreamError, Refused, SpecError
-from dpstream.shared.runtime import retry
+from dpstream.shared.runtime import process, retry
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.context import Unserved
 from dpstream.shared.runtime.device import Device, Gpu
@@ -25,6 +26,7 @@ from dpstream.shared.runtime.exit_limits import MOST_DECLINED, ExitLimits
 from dpstream.shared.runtime.process import (
     BAD_INPUT,
     GAVE_BACK,
+    Useless,
     WorkerPlan,
     WorkerService,
     WorkerThreads,
@@ -481,6 +483,23 @@ def test_a_process_that_leaves_when_idle_ends_with_the_reason_if_it_declines_eve
     )
     assert office.end() is None
     assert str(office.error) == "every task was declined: no toy here"
+    assert isinstance(office.error, Useless)
+
+
+@pytest.mark.usefixtures("log_stream")  # main configures logging
+def test_a_worker_that_declines_everything_has_an_exit_status_of_its_own(
+    service: WorkerService[WorkerSettings],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def useless(*_: object) -> int:
+        raise Useless("every task was declined: no toy here")
+
+    monkeypatch.setenv("DPSTREAM_BROKER", "amqp://u:p@host")
+    monkeypatch.setenv("DPSTREAM_STORE", "x")
+    monkeypatch.setattr(process, "_run", useless)
+    assert str(main(service, [])) == DECLINED
+    assert capsys.readouterr().err == "toy: every task was declined: no toy here\n"
 
 
 @pytest.mark.parametrize(("idle_exit", "asked"), [(None, True), (600.0, True), (0.3, False)])

@@ -28,6 +28,8 @@ STARTS = 20
 """Workers whose start time is remembered."""
 GOOD = frozenset({"0", "75"})
 """Exit statuses of workers that did what they should."""
+DECLINED = "69"
+"""Exit status of workers that have declined every task."""
 TAKEN = frozenset({"SIGTERM", "143", "signal 15"}) | {
     *("CANCELLED", "PREEMPTED", "NODE_FAIL", "TIMEOUT", "DEADLINE"),  # Slurm
     "HostTerminated",  # AWS Batch
@@ -59,6 +61,12 @@ class PoolMemory:
     last_failure: str = ""
     pause: float = 0.0
     paused_until: float = 0.0
+    declines: int = 0
+    """Workers in a row that have declined every task."""
+    _declined_at: float = 0.0
+    _declined_pause: float = 0.0
+    _declined_until: float = 0.0
+    """Until when the pool starts no workers for campaigns whose tasks are declined."""
     _closed: bool = False
     """Whether a pause takes back what waits, because workers have failed."""
     ceiling: int | None = None
@@ -152,12 +160,25 @@ class PoolMemory:
         self.unknown_since, self.silence = self.unknown_since or now, why
 
     def _judge(self, new: Counter[str], now: float) -> None:
-        blameless = GOOD | TAKEN | (KILLED if self.spot else frozenset())
+        if new[DECLINED]:
+            self._decline(new[DECLINED], now)
+        blameless = GOOD | TAKEN | {DECLINED} | (KILLED if self.spot else frozenset())
         failed = {how: count for how, count in new.items() if how not in blameless}
         if new.keys() & GOOD:
             self.failures, self.pause = 0, 0.0
         elif failed:
             self.fail(f"ended with {', '.join(sorted(failed))}", sum(failed.values()), now)
+
+    def _decline(self, count: int, now: float) -> None:
+        """Counts workers that have declined every task: after `FAILURES` of them, the pool starts
+        none for the campaigns that they declined, ever longer. Others may still need it."""
+        if now - max(self._declined_at, self._declined_until) > LONGEST_PAUSE:
+            self.declines, self._declined_pause = 0, 0.0
+        self._declined_at = now
+        self.declines += count
+        if self.declines >= FAILURES and now >= self._declined_until:
+            self._declined_pause = min(max(2 * self._declined_pause, FIRST_PAUSE), LONGEST_PAUSE)
+            self._declined_until = now + self._declined_pause
 
     def _judge_stuck(self, now: float) -> None:
         """Workers that cannot start are failures: once, and again after each pause."""
@@ -217,6 +238,7 @@ class PoolMemory:
             unknown_since=self.unknown_since,
             silence=self.silence,
             blocked="the budget is used up" if used_up else paused,
+            declining=self._declining(now),
             closed=used_up or (self._closed and bool(paused)),
             silent=len(self._silent),
             coming=self._coming,
@@ -267,3 +289,9 @@ class PoolMemory:
             return ""
         count, left = max(self.failures, self.losses), self.paused_until - now
         return f"{count} failures in a row ({self.last_failure}); paused for {left:.0f} s"
+
+    def _declining(self, now: float) -> str:
+        left = self._declined_until - now
+        if left <= 0:
+            return ""
+        return f"{self.declines} workers in a row declined every task; none for it for {left:.0f} s"

@@ -23,6 +23,9 @@ class Demand:
     waiting: int = 0
     running: int = 0
     seconds: float | None = None
+    declined: int = 0
+    """Of those that wait: tasks of campaigns for which no worker has claimed a task of the queue
+    since one was declined."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Standing:
     """Why it could not be asked since."""
     blocked: str = ""
     """Why nothing may be launched: failed launches, a used-up budget."""
+    declining: str = ""
+    """Why nothing is launched for tasks that were declined."""
     closed: bool = False
     """Whether what waits is to be taken back as well."""
     ceiling: int | None = None
@@ -140,16 +145,29 @@ class _PoolTurn:
         self.per_slot = {
             queue: self._tasks_per_slot(demand.get(queue, Demand())) for queue in pool.serves
         }
+        self.declined = {queue: demand[queue].declined for queue in pool.serves if queue in demand}
         self.wanted = 0
 
     def decide(self, waiting: dict[str, float], running: dict[str, int]) -> PoolVerdict:
         """The verdict. Takes what this pool provides for off `waiting` and `running`."""
+        held = self._held_back(waiting)
+        for queue, tasks in held.items():
+            waiting[queue] -= tasks
         busy = self._busy_slots(running)
         worth = math.ceil((busy + self._slots_needed(waiting)) / self.pool.slots)
         self.wanted = min(self._limit(), max(self.pool.min, worth))
         provided = min(self.wanted, self._available()) * self.pool.slots - busy
         self._provide(max(0, provided), waiting)
-        return PoolVerdict(self.wanted, busy, self._reason(worth))
+        for queue, tasks in held.items():
+            waiting[queue] += tasks
+        reason = self._reason(worth) or (self.standing.declining if any(held.values()) else "")
+        return PoolVerdict(self.wanted, busy, reason)
+
+    def _held_back(self, waiting: Mapping[str, float]) -> dict[str, float]:
+        """Waiting tasks by queue that the pool leaves to others, because its workers declined."""
+        if not self.standing.declining:
+            return {}
+        return {queue: min(waiting[queue], tasks) for queue, tasks in self.declined.items()}
 
     def launches(self) -> Iterator[NewLaunch]:
         if self.pool.is_observed:
