@@ -201,13 +201,14 @@ def temperature(state: ReplicaState, freedoms: int = FREEDOMS) -> float:
 def check_temperature(found: Sampled, freedoms: int = FREEDOMS) -> tuple[float, float]:
     """The average over the time `spent` is the temperature asked for. All trajectories begin alike,
     in a perfect crystal, and the oscillation of the thermostat that they have in common averages
-    out as tau_t / `spent`, not with their number. Returns average and error, K."""
+    out as tau_t / `spent`, not with their number. Returns the average and both errors, K."""
     mean, error = mean_and_error([t * FREEDOMS / freedoms for t in found.temperature])
     print(f"T = {mean:.1f} ± {error:.1f} K")
     spent = len(found.frames[0]) * MD["every"] * MD["timestep"]
-    assert abs(mean - TEMPERATURE) < LARGEST * error + TEMPERATURE * MD["tau_t"] / spent
+    common = TEMPERATURE * MD["tau_t"] / spent
+    assert abs(mean - TEMPERATURE) < LARGEST * error + common
     assert error < 12
-    return float(mean), float(error)
+    return float(mean), float(np.hypot(error, common))
 
 
 def compare(batched: Sequence[Floats], md: Sequence[Floats], name: str) -> None:
