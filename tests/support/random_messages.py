@@ -6,7 +6,7 @@ import re
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 from hypothesis import strategies as st
 from pydantic import BaseModel, StringConstraints
 from pydantic.fields import FieldInfo
@@ -68,6 +68,8 @@ def field_values(field: FieldInfo) -> st.SearchStrategy[Any]:
         if field.annotation is int:
             return st.integers(1, most)  # type: ignore[arg-type]
         return st.floats(0, most)  # type: ignore[arg-type]
+    if any(isinstance(x, Ge) for x in field.metadata) and float in get_args(field.annotation):
+        return st.none() | st.floats(0, allow_nan=False, allow_infinity=False)
     strings = tuple(x for x in field.metadata if isinstance(x, StringConstraints))
     return constrained(field.annotation, strings) if strings else values_of(field.annotation)
 
