@@ -8,6 +8,7 @@ from __future__ import annotations
 from dpstream.services.coordinator.decisions import Decisions, is_decided
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
+from dpstream.shared.values import FrameRef, Ref
 
 FIXED = "The recipe of a campaign cannot change: cancel this one and start another"
 ACCEPT = f"{FIXED}, or resume it to use the data as they are"
@@ -25,21 +26,30 @@ def compare_imported(decisions: Decisions) -> None:
         return
     again = ("again",) if state.cross_check.repeated else ()
     known = {*state.cross_check.compared, *_in_progress(state)}
-    assert state.submitted is not None
     for number, each in enumerate(state.imported, start=1):
         what = each.frame.key, "imported", *again
         if each.frame.key in known or is_decided(state, m.CheckLabel, *what):
             continue
-        decisions.command(
-            m.CheckLabel,
-            *what,
-            title=f"compare imported label {number} of {len(state.imported)}: {each.formula}",
-            capability=state.spec.labels.capability,
-            recipe=state.submitted.recipe.digest,
-            frame=each.frame,
-            label=each.label,
-            max_seconds=state.spec.labels.max_seconds,
-        )
+        title = f"compare imported label {number} of {len(state.imported)}: {each.formula}"
+        compute_again(decisions, *what, title=title, frame=each.frame, label=each.label)
+
+
+def compute_again(
+    decisions: Decisions, *what: object, title: str, frame: FrameRef, label: Ref
+) -> None:
+    """Has a label computed again, to compare it with this one."""
+    state = decisions.state
+    assert state.submitted is not None
+    decisions.command(
+        m.CheckLabel,
+        *what,
+        title=title,
+        capability=state.spec.labels.capability,
+        recipe=state.submitted.recipe.digest,
+        frame=frame,
+        label=label,
+        max_seconds=state.spec.labels.max_seconds,
+    )
 
 
 def is_check_of_use(state: State, key: str) -> bool:

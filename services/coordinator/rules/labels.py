@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 from dpstream.services.coordinator.decisions import Decisions, frozen_once, is_decided
+from dpstream.services.coordinator.rules.cross_check import compute_again
 from dpstream.services.coordinator.rules.trust import stage_of
 from dpstream.services.coordinator.state import KnownFrame, State
 from dpstream.shared import messages as m
@@ -55,17 +56,8 @@ def check_reused(decisions: Decisions) -> None:
     state = decisions.state
     for key, check in sorted(state.labels.checks.items()):
         if check.status == "due":
-            assert state.submitted is not None
-            decisions.command(
-                m.CheckLabel,
-                key,
-                title="check a reused label",
-                capability=state.spec.labels.capability,
-                recipe=state.submitted.recipe.digest,
-                frame=state.labels.frames[key].ref,
-                label=check.label,
-                max_seconds=state.spec.labels.max_seconds,
-            )
+            title, frame = "check a reused label", state.labels.frames[key].ref
+            compute_again(decisions, key, title=title, frame=frame, label=check.label)
 
 
 def distrust(decisions: Decisions) -> None:
