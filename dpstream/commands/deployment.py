@@ -30,6 +30,7 @@ from dpstream.commands.options import (
     within,
 )
 from dpstream.deploy.access_files import parse_deployment, with_pools, write_access
+from dpstream.inputs.gather import Gathered
 from dpstream.integrity.archiving import ArchiveMark, mark_of
 from dpstream.running.amend import once_more
 from dpstream.running.connection import (
@@ -68,11 +69,13 @@ from dpstream.shared.messages import (
     CampaignCancelled,
     CampaignPaused,
     CampaignResumed,
+    CampaignSubmitted,
     Message,
     TasksRetried,
 )
-from dpstream.shared.ports import Store
-from dpstream.shared.values import campaign_uri
+from dpstream.shared.ports import Bus, Store
+from dpstream.shared.spec import Spec
+from dpstream.shared.values import Recipe, campaign_uri
 from dpstream.terminal.console import console, notes, say
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.live import LiveView
@@ -106,15 +109,23 @@ def submit(
     """
     loaded, gathered, recipe = prepared(spec, mode, name, engines=False)
     with within(root), closing(open_bus(broker)) as bus:
-        store = open_store(root)
-        with errors_at(str(spec), SpecError):
-            loaded, recipe = with_workers_version(loaded, recipe, store)
-        if not store.exists(campaign_uri(loaded.name, "submitted.json")):
-            gathered = FirstChecks(spec, cross_check, force).passed(loaded, gathered)
-            introduce(console, loaded, gathered, recipe)
-        submitted = freeze(loaded, gathered, recipe, store, time.time())
-        say_it(bus, announced(submitted))
+        store, checks = open_store(root), FirstChecks(spec, cross_check, force)
+        submitted = handed_in(loaded, gathered, recipe, checks, store, bus)
         _answer(store, submitted, wait)
+
+
+def handed_in(
+    spec: Spec, gathered: Gathered, recipe: Recipe, checks: FirstChecks, store: Store, bus: Bus
+) -> CampaignSubmitted:
+    """Hand a campaign to the coordinator of a deployment; a new one is checked and shown first."""
+    with errors_at(str(checks.spec), SpecError):
+        spec, recipe = with_workers_version(spec, recipe, store)
+    if not store.exists(campaign_uri(spec.name, "submitted.json")):
+        gathered = checks.passed(spec, gathered)
+        introduce(console, spec, gathered, recipe)
+    submitted = freeze(spec, gathered, recipe, store, time.time())
+    say_it(bus, announced(submitted))
+    return submitted
 
 
 def list_(

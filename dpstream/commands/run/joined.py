@@ -18,19 +18,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dpstream.commands.deployment import look_on
+from dpstream.commands.deployment import handed_in, look_on
 from dpstream.deploy.devcluster.processes import last_line, spawn
 from dpstream.inputs.gather import Gathered
-from dpstream.running.connection import HEARD, FollowedCampaign, heard, open_bus, open_store, say_it
+from dpstream.running.connection import HEARD, FollowedCampaign, heard, open_bus, open_store
 from dpstream.running.first_checks import FirstChecks
-from dpstream.running.submit import announced, submit
-from dpstream.running.workers_version import with_workers_version
-from dpstream.shared.errors import SpecError, errors_at
+from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
-from dpstream.shared.values import Recipe, campaign_uri
+from dpstream.shared.values import Recipe
 from dpstream.terminal.console import notes, say
 from dpstream.terminal.interrupt import INTERRUPTED, signals
-from dpstream.terminal.plan import introduce
 
 GRACE = 30.0
 """Seconds that a service has to return its tasks before it is killed."""
@@ -88,13 +85,7 @@ def run_mixed(
     of `dpstream run`."""
     with closing(open_bus(broker)) as bus:
         store = open_store(root)
-        with errors_at(str(checks.spec), SpecError):
-            spec, recipe = with_workers_version(spec, recipe, store)
-        if not store.exists(campaign_uri(spec.name, "submitted.json")):
-            gathered = checks.passed(spec, gathered)
-            introduce(console, spec, gathered, recipe)
-        submitted = submit(spec, gathered, recipe, store, time.time())
-        say_it(bus, announced(submitted))
+        submitted = handed_in(spec, gathered, recipe, checks, store, bus)
         with ExitStack() as stack:
             crew = stack.enter_context(_running(root, broker, workers))
             stopping = stack.enter_context(signals(console))
