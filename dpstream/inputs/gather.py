@@ -82,6 +82,11 @@ class Gathered:
         """Number of frames labelled independently of exploration."""
         return len(self.initial) + self.measured
 
+    def least(self, spec: Spec) -> int:
+        """Labels of the budget that are computed in any case: `first`, and the single points of the
+        reference dynamics."""
+        return self.first + spec.verification.reference_points
+
     @property
     def measured(self) -> int:
         """Number of frames labelled for properties only."""

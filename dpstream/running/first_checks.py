@@ -32,8 +32,7 @@ class FirstChecks:
 
 def _check_budget(spec: Spec, found: Gathered) -> None:
     """Raises `SpecError` if the budget is smaller than all that is computed in any case."""
-    points = spec.verification.reference_points
-    least = found.first + points
+    points, least = spec.verification.reference_points, found.least(spec)
     if least > spec.budget.labels:
         raise SpecError(
             f"budget.labels: {spec.budget.labels} is less than the {least} that are computed in "

@@ -336,18 +336,18 @@ def plan_facts(spec: Spec, gathered: Gathered, recipe: Recipe) -> dict[str, Any]
         "initial_frames": len(gathered.initial),
         "imported_labels": len(gathered.labelled),
         "imported_labels_computed_again": gathered.compared,
-        "labels_at_most": most_labels(spec, gathered.first),
+        "labels_at_most": most_labels(spec, gathered.least(spec)),
         "warnings": gathered.warnings,
     }
 
 
-def most_labels(spec: Spec, first: int) -> int:
-    """Largest number of labels of a campaign: the `first` frames, single points of the reference
-    dynamics, then the limits of every round of every stage (including audit), bounded by the
-    budget. Reused labels count."""
+def most_labels(spec: Spec, least: int) -> int:
+    """Largest number of labels of a campaign: the `least` that are computed in any case, then the
+    limits of every round of every stage (including audit), bounded by the budget. Reused labels
+    count."""
     spec = expand_material(spec)
     planned = sum(rounds_of(spec, stage) * _per_round(spec, stage) for stage in spec.stages)
-    return min(spec.budget.labels, first + spec.verification.reference_points + planned)
+    return min(spec.budget.labels, least + planned)
 
 
 def _per_round(spec: Spec, stage: Stage) -> int:
@@ -355,7 +355,7 @@ def _per_round(spec: Spec, stage: Stage) -> int:
 
 
 def _budget_words(spec: Spec, gathered: Gathered) -> str:
-    most = most_labels(spec, gathered.first)
+    most = most_labels(spec, gathered.least(spec))
     reference = spec.verification.reference_md
     further = {"for properties": gathered.measured}
     if reference is not None:

@@ -76,7 +76,7 @@ def dataset_sizes(spec: Spec, gathered: Gathered) -> list[int]:
     spec = expand_material(spec)
     rounds = [stage for stage in spec.stages for _ in range(rounds_of(spec, stage))]
     size = len(gathered.labelled) + len(gathered.initial)
-    left = spec.budget.labels - gathered.first - spec.verification.reference_points
+    left = spec.budget.labels - gathered.least(spec)
     sizes = [size]
     for stage in rounds:
         new = min(new_labels(spec, stage), max(0, left))

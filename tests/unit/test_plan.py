@@ -49,7 +49,7 @@ def test_examples_load_and_print_their_plan(name: str) -> None:
         assert all(f"{temperature:g}" in text for temperature in stage.temperatures)
     semi_empirical = spec.labels.code == "tblite"
     assert ("semi-empirical demo labels" in text) == semi_empirical
-    most = most_labels(spec, len(gathered.initial))
+    most = most_labels(spec, gathered.least(spec))
     assert f"{most} = min(budget" in text
     assert most > spec.verification.reference_points
 
@@ -83,11 +83,11 @@ POINTS = 2 * (1 + 20 + 3 * (10 + 1))
 def test_reference_trajectories_count_in_the_budget() -> None:
     wanted = spec(verification={"reference_md": REFERENCE})
     assert wanted.verification.reference_points == POINTS
-    assert most_labels(wanted, 4) == 4 + POINTS + 3 * (10 + 5) * 2
+    assert most_labels(wanted, 4 + POINTS) == 4 + POINTS + 3 * (10 + 5) * 2
     found = replace(gathered(), systems={"a": [gathered().labelled[0][0]]}, compared=5)
     text = " ".join(as_text(plan(wanted, found, make_recipe(wanted.labels))).split())
     assert (
-        f"{most_labels(wanted, 0)} = min(budget 1000, 0 initial + {POINTS} single points of 2 "
+        f"{most_labels(wanted, POINTS)} = min(budget 1000, 0 initial + {POINTS} single points of 2 "
         "reference trajectories + 2 stages × 3 rounds × (10 + 5 audit))"
     ) in text
     assert "the labelers compute 5 of 20 imported labels again" in text
