@@ -18,11 +18,15 @@ from dpstream.services.coordinator.state import State, Task
 from dpstream.services.coordinator.task_processes import TaskProcesses
 from dpstream.services.coordinator.task_queue import TaskQueue
 from dpstream.shared import messages as m
+from dpstream.shared.codec import queue_of
 from dpstream.shared.runtime.context import KEEPS, envelope_of
 from dpstream.shared.values import stable_id
 
 DECLINED_DELAY = 2.0
 """Seconds until a task that was declined is published again."""
+REMEMBERED = 3600.0
+"""Seconds for which a queue counts as declined for a fleet, as long as the longest pause of a pool:
+that other workers have claimed its tasks since does not make those of the pool able to."""
 
 
 @dataclass
@@ -54,6 +58,8 @@ class OpenCampaign:
     """Since the campaign was opened."""
     declined_since: dict[str, float] = field(default_factory=dict)
     """When the first task of a queue was declined since one was last claimed, likewise."""
+    _declined_at: dict[str, float] = field(default_factory=dict)
+    """When a task of a queue was last declined, likewise."""
     _earliest: float = 0.0
     """No lease ends before, so that the leases need not be looked through in every pass."""
     needs_recovery: bool = False
@@ -168,6 +174,12 @@ class OpenCampaign:
         task = self.state.tasks.get(event.task)
         if task and task.status == "open" and task.command.attempt == event.attempt:
             self.task_queue.declined(event.task, now + DECLINED_DELAY)
+            self._declined_at[queue_of(task.command)] = now
+
+    def is_declined(self, queue: str, now: float) -> bool:
+        """Whether some workers of the queue cannot serve this campaign."""
+        at = self._declined_at.get(queue)
+        return queue in self.state.declined or (at is not None and now - at < REMEMBERED)
 
     def unserved(self, now: float, patience: float, busy: Mapping[str, int]) -> list[str]:
         """Queues of which tasks were declined `patience` seconds ago, and none was claimed since.

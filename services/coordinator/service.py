@@ -373,7 +373,8 @@ class Coordinator:
         waits = [each for each in self.open_campaigns.values() if each.state.missing]
         queues = {*chain(*(each.task_queue.waiting + each.task_queue.busy for each in served))}
         queues |= {*chain(*(each.state.missing for each in waits))}
-        return {queue: _demand(queue, served, waits) for queue in queues}
+        now = self.timer()
+        return {queue: _demand(queue, now, served, waits) for queue in queues}
 
     def _extend_leases_after_absence(self, now: float) -> None:
         """Leases do not run while this coordinator cannot receive heartbeats, for example during an
@@ -629,13 +630,13 @@ def _campaign_of(event: m.Message | None) -> str | None:
 
 
 def _demand(
-    queue: str, active: Sequence[OpenCampaign], waits: Sequence[OpenCampaign] = ()
+    queue: str, now: float, active: Sequence[OpenCampaign], waits: Sequence[OpenCampaign] = ()
 ) -> Demand:
     """`waits`: campaigns that are paused until a worker serves some queues."""
     missing = [each for each in waits if queue in each.state.missing]
     queues = [each.task_queue for each in active]
     paused = sum(each.task_queue.waiting[queue] > 0 for each in missing)
-    declined = (each.task_queue for each in active if queue in each.state.declined)
+    declined = (each.task_queue for each in active if each.is_declined(queue, now))
     times = [each.usual_seconds[queue] for each in active if queue in each.usual_seconds]
     return Demand(
         waiting=sum(each.waiting[queue] for each in queues) + paused,

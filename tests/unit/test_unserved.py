@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dpstream.services.coordinator.apply.tasks import MOST_REASONS
 from dpstream.services.coordinator.fleet.plan import Demand
+from dpstream.services.coordinator.open_campaign import REMEMBERED
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.overview import overview
@@ -247,7 +248,11 @@ def test_a_campaign_that_waits_for_a_worker_wants_one_started(
     harness.claim(waiting)
     harness.publish(m.TaskClaimed(**CampaignSimulator.envelope(waiting, "claim"), worker="w"))
     harness.step()
-    assert harness.coordinator.demand()[QUEUE].running == 1
+    demand = harness.coordinator.demand()[QUEUE]
+    assert (demand.running, demand.declined) == (1, demand.waiting)
+    assert demand.declined > 0, "the workers that have declined it still cannot serve it"
+    harness.now += REMEMBERED
+    assert harness.coordinator.demand()[QUEUE].declined == 0
     harness.publish(asked_to_pause())
     harness.step()
     assert harness.coordinator.demand() == {}

@@ -24,8 +24,7 @@ class Demand:
     running: int = 0
     seconds: float | None = None
     declined: int = 0
-    """Of those that wait: tasks of campaigns for which no worker has claimed a task of the queue
-    since one was declined."""
+    """Of those that wait: tasks of campaigns that workers of the queue have declined lately."""
 
 
 @dataclass(frozen=True)
