@@ -14,11 +14,13 @@ from dpstream.dpgen.fp_style import Json
 from dpstream.dpgen.key_table import Key, mapped, unused
 from dpstream.dpgen.param_model import GromacsFiles, ModelDeviJob, RunParam
 from dpstream.services.explorer.gromacs.inputs import ensemble_of, parameters
+from dpstream.services.labeler.codes import CODES
 from dpstream.shared.errors import SpecError, errors_at
 
 GROMACS_PARAM: tuple[Key, ...] = (
     mapped("gromacs_settings", "stages[].engine, kind: gromacs"),
     mapped("sys_charges", "systems.*.label.charge"),
+    mapped("model_devi_nopbc", "systems.*.periodic: false, if the labels are of whole molecules"),
 )
 OWN_FIELD = "GROMACS runs with its own force field"
 GROMACS_JOB: tuple[Key, ...] = (
@@ -49,6 +51,14 @@ DIFFERENCES = (
     "the models; the GROMACS of DP-GEN has an interface to DeePMD-kit",
     "gromacs_settings.group_name: whole systems are judged and labelled, not a group of atoms",
 )
+IN_CELL = (
+    "model_devi_nopbc: not used with model_devi_engine gromacs, as in DP-GEN: GROMACS runs in the "
+    "cell of conf_filename"
+)
+IN_VACUUM = (
+    "model_devi_nopbc: GROMACS moves, and the code labels, molecules in vacuum, because {code} "
+    "computes no periodic frames; DP-GEN runs GROMACS in the cell of conf_filename"
+)
 DEFAULT_TEMPERATURE = 298.0
 """K, that of DP-GEN."""
 PARTS = slice(10, 15)
@@ -73,6 +83,17 @@ def completed(job: ModelDeviJob) -> ModelDeviJob:
     """The job with DP-GEN's defaults for GROMACS; its ensemble is that of the run parameters."""
     temps = job.temps if job.temps is not None else [DEFAULT_TEMPERATURE]
     return job.model_copy(update={"temps": temps, "ensemble": job.ensemble or "nvt"})
+
+
+def with_cells(param: RunParam, labels: Json) -> tuple[RunParam, str | None]:
+    """The param file with `model_devi_nopbc` only if the code of `labels` cannot label frames with
+    a cell, and what to tell the user. DP-GEN reads the key with the engine lammps only."""
+    if not param.model_devi_nopbc:
+        return param, None
+    code = CODES.get(labels["code"])
+    if param.use_clusters or code is None or code.periodic:
+        return param.model_copy(update={"model_devi_nopbc": False}), IN_CELL
+    return param, IN_VACUUM.format(code=code.name)
 
 
 def structures(param: RunParam, paths: Sequence[str]) -> list[str]:
@@ -134,7 +155,14 @@ def read_gromacs(
         **({"elements": elements} if elements else {}),
         "max_warnings": param.gromacs_settings.maxwarn,
     }
-    return engine, _ensemble(first)
+    given = _ensemble(first)
+    if given["ensemble"] == "npt" and param.model_devi_nopbc:
+        raise SpecError(
+            f"{first.mdp}: pcoupl: a barostat requires a cell, but model_devi_nopbc drops it, "
+            "because the labeling code computes molecules only; set pcoupl = no, or choose a code "
+            "for periodic frames (--code)"
+        )
+    return engine, given
 
 
 def _ensemble(folder: GromacsFolder) -> Json:

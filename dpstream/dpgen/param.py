@@ -26,6 +26,7 @@ from dpstream.dpgen.gromacs import (
     charge_of,
     read_folder,
     structures,
+    with_cells,
 )
 from dpstream.dpgen.key_table import Key, KeyLine, account
 from dpstream.dpgen.keys import ENGINES, PARAM
@@ -153,7 +154,8 @@ def _document(
         raise SpecError(f"--from-run: all {begun.jobs} jobs are done; add to model_devi_jobs")
     folders: dict[str, GromacsFolder] = {}
     if param.model_devi_engine == "gromacs":
-        differences += GROMACS_DIFFERENCES
+        param, cells = with_cells(param, labels)
+        differences += [*GROMACS_DIFFERENCES, *filter(None, [cells])]
         used = sorted({index for number, job in jobs for index in expanded(job, number)})
         folders = {system_name(i): read_folder(param, i, places.folders) for i in used}
     if param.shuffle_poscar and not folders:

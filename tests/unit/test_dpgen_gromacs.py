@@ -69,8 +69,11 @@ def test_it_becomes_a_source_of_frames(tmp_path: Path) -> None:
     (tmp_path / "data" / "init").mkdir()
     dpgen_methane.write_labels(tmp_path / "data" / "init", 1)
     (found,) = gather(spec, tmp_path).systems["sys-000"]
-    assert (found.species, found.cell) == (CH4.species, None)
-    np.testing.assert_allclose(found.positions, CH4.positions, atol=0.006)
+    assert found.species == CH4.species
+    assert found.cell is not None, "DP-GEN ignores model_devi_nopbc with GROMACS"
+    np.testing.assert_allclose(found.cell, 20 * np.eye(3))
+    moved = found.positions - CH4.positions
+    np.testing.assert_allclose(moved - 20 * np.rint(moved / 20), 0, atol=0.006)
 
 
 def test_every_key_has_its_account(tmp_path: Path) -> None:
@@ -90,6 +93,41 @@ def test_a_barostat_has_the_pressure_of_its_run_parameters(tmp_path: Path) -> No
         (tmp_path / "sys" / name / "md.mdp").write_text(MDP + "Pcoupl = C-rescale\nref_p = 5 5\n")
     stage = convert_file(path, tmp_path, None, None, None).document["stages"][0]
     assert (stage["md"]["ensemble"], stage["pressures"]) == ("npt", [5.0])
+
+
+GAUSSIAN = {"fp_style": "gaussian", "fp_params": {"keywords": "force b3lyp/6-31g*", "nproc": 1}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "dropped", "said"),
+    [
+        ({}, "tblite", False, "not used with model_devi_engine gromacs"),
+        (GAUSSIAN, None, True, "molecules in vacuum, because gaussian computes no periodic"),
+        (
+            {**GAUSSIAN, "use_clusters": True, "cluster_cutoff": 3.0},
+            None,
+            False,
+            "not used with model_devi_engine gromacs",
+        ),
+    ],
+)
+def test_the_cell_is_dropped_only_for_codes_of_molecules(
+    tmp_path: Path, changes: dict[str, Any], code: str | None, dropped: bool, said: str
+) -> None:
+    converted = convert_file(write(tmp_path, **changes), tmp_path, None, code, None)
+    system = converted.document["systems"]["sys-000"]
+    assert ("periodic" in system) == dropped
+    assert any(
+        text.startswith("model_devi_nopbc") and said in text for text in converted.differences
+    )
+
+
+def test_a_barostat_without_cell_names_the_keys(tmp_path: Path) -> None:
+    path = write(tmp_path, **GAUSSIAN)
+    for name in ("a", "b"):
+        (tmp_path / "sys" / name / "md.mdp").write_text(MDP + "pcoupl = C-rescale\n")
+    with pytest.raises(SpecError, match=r"md\.mdp: pcoupl: a barostat.*but model_devi_nopbc"):
+        convert_file(path, tmp_path, None, None, None)
 
 
 def test_temperatures_are_dpgens_by_default(tmp_path: Path) -> None:
