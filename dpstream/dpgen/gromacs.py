@@ -13,7 +13,7 @@ from pathlib import Path
 from dpstream.dpgen.fp_style import Json
 from dpstream.dpgen.key_table import Key, mapped, unused
 from dpstream.dpgen.param_model import GromacsFiles, ModelDeviJob, RunParam
-from dpstream.services.explorer.gromacs.inputs import ensemble_of, parameters
+from dpstream.services.explorer.gromacs.inputs import ensemble_of, parameters, pressure_of
 from dpstream.services.labeler.codes import CODES
 from dpstream.shared.errors import SpecError, errors_at
 
@@ -168,11 +168,9 @@ def read_gromacs(
 def _ensemble(folder: GromacsFolder) -> Json:
     with errors_at(folder.mdp, ValueError):
         given = parameters(folder.mdp_text)
-    ensemble = ensemble_of(given)
-    pressure = given.get("ref-p", "1").split()[:1]
-    return {"ensemble": ensemble} | (
-        {"pressures": [*map(float, pressure)]} if ensemble == "npt" else {}
-    )
+        ensemble = ensemble_of(given)
+        pressures = [pressure_of(given)] if ensemble == "npt" else []
+    return {"ensemble": ensemble} | ({"pressures": pressures} if pressures else {})
 
 
 def _elements(type_map: Sequence[str], files: GromacsFiles, folder: Path) -> dict[str, str]:
@@ -204,7 +202,11 @@ def _add(elements: dict[str, str], name: str, symbol: str, where: str) -> None:
 
 
 def _names(path: Path) -> Iterator[str]:
-    for line in _text(path).splitlines()[2:-1]:
+    lines = _text(path).splitlines()
+    count = lines[1].strip() if len(lines) > 1 else ""
+    if not count.isdigit():
+        raise SpecError(f"{path}: line 2: {count!r}: must be the number of atoms")
+    for line in lines[2 : 2 + int(count)]:
         yield line[PARTS].strip()
 
 

@@ -130,6 +130,34 @@ def test_a_barostat_without_cell_names_the_keys(tmp_path: Path) -> None:
         convert_file(path, tmp_path, None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("pcoupltype = semiisotropic\nref-p = 1 2\n", "ref-p = 1 2: a stage has one pressure"),
+        ("pcoupltype = anisotropic\nref-p = 1 1 100 0 0 0\n", "a stage has one pressure"),
+        ("pcoupltype = anisotropic\nref-p = 1 1 1 0 5 0\n", "and zeros off the diagonal"),
+        ("ref-p = P\n", r"md\.mdp: mdp: ref-p = P: must be numbers, bar"),
+        ("ref_p =\n", "must be numbers, bar"),
+    ],
+)
+def test_a_stage_has_one_pressure(tmp_path: Path, lines: str, said: str) -> None:
+    path = write(tmp_path, sys_configs=[["a"], ["a"]])
+    (tmp_path / "sys" / "a" / "md.mdp").write_text(f"{MDP}pcoupl = C-rescale\n{lines}")
+    with pytest.raises(SpecError, match=said):
+        convert_file(path, tmp_path, None, None, None)
+
+
+def test_blank_lines_after_the_cell_are_no_atoms(tmp_path: Path) -> None:
+    path = write(tmp_path, sys_configs=[["a"], ["a"]])
+    gro = tmp_path / "sys" / "a" / "npt.gro"
+    gro.write_text(gro_of_methane() + "\n\n")
+    engine = convert_file(path, tmp_path, None, None, None).document["stages"][0]["engine"]
+    assert engine["elements"] == {"C": "C", "H1": "H", "H2": "H", "H3": "H", "H4": "H"}
+    gro.write_text("methane\nfive\n")
+    with pytest.raises(SpecError, match=r"npt\.gro: line 2: 'five': must be the number of atoms"):
+        convert_file(path, tmp_path, None, None, None)
+
+
 def test_temperatures_are_dpgens_by_default(tmp_path: Path) -> None:
     job = {key: value for key, value in JOB.items() if key != "temps"}
     path = write(tmp_path, model_devi_jobs=[job])

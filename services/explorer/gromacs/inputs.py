@@ -6,6 +6,7 @@ and a topology may include the force fields of GROMACS only.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -120,6 +121,22 @@ def _check_ensemble(given: Mapping[str, str], ensemble: str) -> None:
         raise ValueError(f"mdp: pcoupltype: must be one of {', '.join(REFERENCES)}")
 
 
+def pressure_of(given: Mapping[str, str]) -> float:
+    """The pressure in ref-p, bar, by default 1. Raises ValueError unless it is one hydrostatic
+    pressure."""
+    kind, text = _value(given, "pcoupltype"), given.get("ref-p", "1")
+    times, zeros = REFERENCES.get(kind, (1, 0))
+    if not text or not all(map(_is_number, text.split())):
+        raise ValueError(f"mdp: ref-p = {text}: must be numbers, bar")
+    values = [float(part) for part in text.split()]
+    if set(values[:times]) != {values[0]} or any(values[times : times + zeros]):
+        raise ValueError(
+            f"mdp: ref-p = {text}: a stage has one pressure; give equal values, and zeros off the "
+            "diagonal"
+        )
+    return values[0]
+
+
 def _value(given: Mapping[str, str], name: str) -> str:
     default = {"integrator": "md", "pcoupltype": "isotropic"}.get(name, "no")
     return given.get(name, default).lower()
@@ -183,6 +200,13 @@ def canonical_order(
 
 def _formula(elements: Sequence[str]) -> str:
     return " ".join(f"{each}{elements.count(each)}" for each in sorted(set(elements)))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def room_for(positions: Floats, given: Mapping[str, str]) -> Floats:
