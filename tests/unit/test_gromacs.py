@@ -121,11 +121,21 @@ def test_parameters_that_a_campaign_may_not_give(line: str, said: str) -> None:
         (NPT, "nvt", "make the ensemble npt, md.ensemble is nvt"),
         (MDP.replace("v-rescale", "no"), "nvt", "make the ensemble nve"),
         (NPT + "pcoupltype = surface-tension", "npt-iso", "pcoupltype: must be one of isotropic"),
+        (NPT.replace("v-rescale", "no"), "npt", "mdp: pcoupl without tcoupl is nph"),
+        (NPT, "npt-aniso", "pcoupltype is isotropic, but md.ensemble npt-aniso needs anisotropic"),
+        (NPT, "npt-tri", "md.ensemble npt-tri needs anisotropic"),
+        (NPT + "pcoupltype = semiisotropic", "npt-iso", "needs isotropic"),
     ],
 )
 def test_the_ensemble_is_that_of_the_stage(mdp: str, ensemble: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         written(mdp, Md(ensemble=ensemble))
+
+
+@pytest.mark.parametrize("ensemble", ["npt-aniso", "npt-tri", "npt"])
+def test_a_barostat_changes_the_shape_that_the_ensemble_says(ensemble: Any) -> None:
+    mdp = NPT + "pcoupltype = Anisotropic\n"
+    assert written(mdp, Md(ensemble=ensemble), PRESSED)["ref-p"] == "7 7 7 0 0 0"
 
 
 def test_stochastic_dynamics_is_a_thermostat() -> None:

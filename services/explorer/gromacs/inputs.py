@@ -44,6 +44,8 @@ STOCHASTIC = ("sd", "bd")
 """Integrators that are thermostats themselves."""
 REFERENCES = {"isotropic": (1, 0), "semiisotropic": (2, 0), "anisotropic": (3, 3)}
 """Values of ref-p by pcoupltype: how many are the pressure, and how many zero."""
+COUPLINGS = {"iso": "isotropic", "aniso": "anisotropic", "tri": "anisotropic"}
+"""The pcoupltype of an ensemble npt-…; npt has any."""
 DEFINE = re.compile(r"(?:-D\w+(?:=[\w.+-]+)?\s*)*")
 VALUE = re.compile(r"[\w\s.+*-]*")
 DIRECTIVE = re.compile(r"\s*#\s*(\w*)")
@@ -103,22 +105,30 @@ def _check(name: str, equals: str, value: str) -> None:
 
 
 def ensemble_of(given: Mapping[str, str]) -> str:
-    """nve, nvt or npt, as the parameters make it."""
-    if _is_on(given, "pcoupl"):
-        return "npt"
+    """nve, nvt or npt, as the parameters make it. Raises ValueError for nph."""
     thermostat = _is_on(given, "tcoupl") or _value(given, "integrator") in STOCHASTIC
-    return "nvt" if thermostat else "nve"
+    barostat = _is_on(given, "pcoupl")
+    if barostat and not thermostat:
+        raise ValueError("mdp: pcoupl without tcoupl is nph; set tcoupl, e.g. v-rescale")
+    return ("npt" if barostat else "nvt") if thermostat else "nve"
 
 
 def _check_ensemble(given: Mapping[str, str], ensemble: str) -> None:
     found = ensemble_of(given)
-    if found != ensemble.partition("-")[0]:
+    kind, _, shape = ensemble.partition("-")
+    if found != kind:
         raise ValueError(
             f"mdp: integrator, tcoupl and pcoupl make the ensemble {found}, md.ensemble is "
             f"{ensemble}; change one"
         )
-    if found == "npt" and _value(given, "pcoupltype") not in REFERENCES:
+    coupling = _value(given, "pcoupltype")
+    if found == "npt" and coupling not in REFERENCES:
         raise ValueError(f"mdp: pcoupltype: must be one of {', '.join(REFERENCES)}")
+    if shape and coupling != COUPLINGS[shape]:
+        raise ValueError(
+            f"mdp: pcoupltype is {coupling}, but md.ensemble {ensemble} needs {COUPLINGS[shape]}; "
+            "change one (npt goes with any)"
+        )
 
 
 def pressure_of(given: Mapping[str, str]) -> float:
