@@ -37,12 +37,17 @@ def write(folder: Path, topology: str, mdp: str = MDP, pressure: float | None = 
     md = Md(timestep=0.0005, steps=40, every=10, ensemble="nvt" if pressure is None else "npt")
     (folder / "md.mdp").write_text(mdp_text(settings, md, condition, 3))
     (folder / "topol.top").write_text(topology)
-    box = water_box(EDGE)
-    assert box.cell is not None
-    lines = gro_lines(["OW", "HW1", "HW2"] * WATERS, box.positions, box.cell)
+    lines = gro_lines(["OW", "HW1", "HW2"] * WATERS, *_box())
     (folder / "conf.gro").write_text("\n".join(lines) + "\n")
     for name, text in inputs_for_names(3 * WATERS, parameters(mdp)).items():
         (folder / name).write_text(text)
+
+
+def _box() -> tuple[Floats, Floats]:
+    """Positions and cell, Å."""
+    box = water_box(EDGE)
+    assert box.cell is not None
+    return box.positions, box.cell
 
 
 def ran(folder: Path, *steps: int) -> Floats:
@@ -63,6 +68,17 @@ def test_a_topology_of_gromacs_own_force_field_names_its_elements(tmp_path: Path
     order = canonical_order([(a, b) for a, b in atoms], {}, species)
     frame = canonical(water_box(EDGE))
     np.testing.assert_array_equal(order, frame.order)
+
+
+def test_names_of_five_characters(tmp_path: Path) -> None:
+    write(
+        tmp_path, SPCE.format(count=WATERS).replace("HW1", "HW1AB").replace("SOL OW", "SOL OWATR")
+    )
+    atoms = gromacs_atoms("gmx", str(tmp_path))["atoms"]
+    assert atoms[:3] == [["OWATR", "O"], ["HW1AB", "H"], ["HW2", "H"]]
+    lines = gro_lines([name for name, _ in atoms], *_box())
+    (tmp_path / "conf.gro").write_text("\n".join(lines) + "\n")
+    assert gromacs_begin("gmx", str(tmp_path), 0) is None, "names that differ are a warning"
 
 
 def test_two_segments_are_one_trajectory_in_angstrom(tmp_path: Path) -> None:

@@ -33,8 +33,9 @@ PROBLEM = r"^{} \d+ \[.*?\]:\n(.*?)\n\n"
 FATAL = re.compile(r"^Program:.*?\n\n[^\n]*:\n(.*?)\n(?:\n|---)", re.MULTILINE | re.DOTALL)
 """The last words of a program: lines on where it failed, then the kind of error and its text."""
 LONGEST = 300
-NAME, ELEMENT = slice(12, 16), slice(76, 78)
-"""Columns of a PDB file."""
+NAME, ELEMENT = slice(10, 15), slice(76, 78)
+"""Columns of a name in a `.gro` file, and of an element in a PDB file, whose names are cut off after
+four characters."""
 
 
 def gromacs_atoms(program: str, folder: str) -> dict[str, Any]:
@@ -42,12 +43,16 @@ def gromacs_atoms(program: str, folder: str) -> dict[str, Any]:
     has none; or `error`."""
     working = Path(folder)
     error = _grompp(program, working, "names.mdp", "names.gro", "names.tpr", LENIENT)
-    error = error or _failure([program, "editconf", "-f", "names.tpr", "-o", "names.pdb"], working)
+    for output in ("atoms.gro", "atoms.pdb"):
+        words = [program, "editconf", "-f", "names.tpr", "-o", output]
+        error = error or _failure(words, working)
     if error is not None:
         return {"error": error}
-    lines = (working / "names.pdb").read_text().splitlines()
-    atoms = [line for line in lines if line.startswith(("ATOM", "HETATM"))]
-    return {"atoms": [[a[NAME].strip(), a[ELEMENT].strip().capitalize()] for a in atoms]}
+    named, typed = ((working / f"atoms.{kind}").read_text().splitlines() for kind in ("gro", "pdb"))
+    names = [line[NAME].strip() for line in named[2:-1]]
+    atoms = [line for line in typed if line.startswith(("ATOM", "HETATM"))]
+    elements = [line[ELEMENT].strip().capitalize() for line in atoms]
+    return {"atoms": [list(atom) for atom in zip(names, elements, strict=True)]}
 
 
 def gromacs_begin(program: str, folder: str, warnings: int) -> str | None:
