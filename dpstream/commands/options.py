@@ -23,6 +23,7 @@ from dpstream.inputs.check_installed import (
     check_class,
     check_engines,
     check_program,
+    gromacs_is_here,
     gromacs_program,
 )
 from dpstream.inputs.check_training import deepmd_is_here
@@ -44,6 +45,7 @@ from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import CorruptLedger, SpecError, StoreError, errors_at
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec, expand_material
+from dpstream.shared.spec.engines import Gromacs
 from dpstream.shared.spec.errors import did_you_mean, validated
 from dpstream.shared.values import Recipe
 from dpstream.terminal.console import notes, say
@@ -201,7 +203,7 @@ def checked(
     if missing is not None and engines:
         raise missing
     gathered = gather(spec, folder, elsewhere, structures)
-    if not elsewhere and missing is None:
+    if not elsewhere and gromacs_is_here():
         try_inputs(spec, gathered.systems, gromacs_program())
     if missing is not None:
         gathered.warnings.append(f"{SUBMIT_ONLY}: {missing}")
@@ -217,6 +219,8 @@ def _left(spec: Spec, recipe: Recipe) -> Iterator[str]:
         left.append(f"the version of {program_of(recipe)} ({why})")
     if not deepmd_is_here():
         left.append("training.input (no DeePMD-kit here)")
+    if any(isinstance(stage.engine, Gromacs) for stage in spec.stages) and not gromacs_is_here():
+        left.append("the atoms of topologies and structures (no GROMACS here)")
     if left:
         yield f"left to the workers: {', '.join(left)}"
 

@@ -62,11 +62,15 @@ def _check_torchsim(stage: Stage) -> None:
 
 
 def _check_gromacs() -> None:
-    if shutil.which(gromacs_program()) is None:
+    if not gromacs_is_here():
         raise SpecError(
             f"engine gromacs needs GROMACS: {gromacs_program()} is not on PATH; install it (apt "
             "install gromacs), or set DPSTREAM_EXPLORER_GROMACS"
         )
+
+
+def gromacs_is_here() -> bool:
+    return shutil.which(gromacs_program()) is not None
 
 
 def gromacs_program() -> str:

@@ -17,7 +17,7 @@ from dpstream.services.explorer.gromacs.inputs import (
     parameters,
 )
 from dpstream.services.explorer.gromacs.trial import try_inputs
-from dpstream.shared.atoms.frames import Floats, canonical, min_distance
+from dpstream.shared.atoms.frames import Floats, Frame, canonical, min_distance
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Md, Spec
 from dpstream.shared.spec.engines import Gromacs
@@ -134,25 +134,35 @@ def test_what_blows_up_has_a_reason_and_the_frames_before_it(tmp_path: Path) -> 
     assert len(np.load(tmp_path / "frames.npz")["positions"]) < 40
 
 
-def test_inputs_that_gromacs_refuses_are_an_error_before_anything_starts() -> None:
-    def tried(topology: str) -> None:
-        engine = {"kind": "gromacs", "mdp": MDP, "topologies": {"water": topology}}
-        document = {
-            "name": "c",
-            "type_map": ["H", "O"],
-            "systems": {"water": {"structures": ["box.gro"]}},
-            "initial": {"perturb": {}},
-            "stages": [
-                {"name": "s", "systems": ["water"], "temperatures": [300], "engine": engine}
-            ],
-        }
-        try_inputs(Spec.model_validate(document), {"water": [canonical_box(EDGE)]}, "gmx")
+def tried(topology: str, *frames: Frame, structures: str = "box.extxyz") -> None:
+    engine = {"kind": "gromacs", "mdp": MDP, "topologies": {"water": topology}}
+    document = {
+        "name": "c",
+        "type_map": ["H", "O"],
+        "systems": {"water": {"structures": [structures]}},
+        "initial": {"perturb": {}},
+        "stages": [{"name": "s", "systems": ["water"], "temperatures": [300], "engine": engine}],
+    }
+    given = {"water": frames or (canonical_box(EDGE),)}
+    try_inputs(Spec.model_validate(document), given, "gmx")
 
+
+def test_inputs_that_gromacs_refuses_are_an_error_before_anything_starts() -> None:
     tried(SPCE.format(count=WATERS))
     with pytest.raises(SpecError, match=r"stages.0.engine: water 300 K: gromacs: No such molecule"):
         tried(SPCE.format(count=WATERS).replace("SOL 64", "SOX 64"))
-    with pytest.raises(SpecError, match="the topology has H64 O128, the structure H128 O64"):
-        tried(SPCE.format(count=WATERS).replace("2 HW 1", "2 OW 1"))
+    other = SPCE.format(count=WATERS).replace("2 HW 1", "2 OW 1")
+    with pytest.raises(SpecError, match=r"the topology has H64 O128, .* element$"):
+        tried(other)
+    with pytest.raises(SpecError, match=r"H128 O64; .* \(elements in .gro .*: write Cl, not CL\)"):
+        tried(other, structures="box.gro")
+
+
+def test_every_composition_is_compared_with_the_topology() -> None:
+    right = canonical_box(EDGE)
+    wrong = replace(right, species=("H",) * 120 + ("O",) * 72)
+    with pytest.raises(SpecError, match="the structure H120 O72"):
+        tried(SPCE.format(count=WATERS), right, right, wrong)
 
 
 def test_a_killed_program_is_no_fault_of_the_files(tmp_path: Path) -> None:

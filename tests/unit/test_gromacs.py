@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from dpstream.commands.options import checked
 from dpstream.inputs.check_installed import check_engines
 from dpstream.inputs.gather import Gathered
 from dpstream.report.page import render
@@ -30,7 +31,7 @@ from dpstream.shared.spec.virial import uses_of_virial
 from dpstream.shared.values import Condition
 from dpstream.terminal.plan import plan
 from tests.support import sample_ledger
-from tests.support.gromacs import MDP, METHANE
+from tests.support.gromacs import MDP, METHANE, gro_of_methane
 
 COLD = Condition(system="s", temperature=200.0)
 PRESSED = Condition(system="s", temperature=200.0, pressure=7.0)
@@ -243,6 +244,15 @@ def test_validate_says_that_it_is_not_installed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DPSTREAM_EXPLORER_GROMACS", "no-such-gmx")
     with pytest.raises(SpecError, match="needs GROMACS: no-such-gmx is not on PATH"):
         check_engines(Spec.model_validate(spec()))
+
+
+def test_what_only_gromacs_can_compare_is_left_to_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.gro").write_text(gro_of_methane())
+    monkeypatch.setenv("DPSTREAM_EXPLORER_GROMACS", "no-such-gmx")
+    _, gathered, _ = checked(Spec.model_validate(spec()), tmp_path, engines=False)
+    assert "the atoms of topologies and structures (no GROMACS here)" in gathered.warnings[-1]
 
 
 def test_plan_and_report_say_what_moves_the_atoms(

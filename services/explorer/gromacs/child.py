@@ -34,7 +34,7 @@ FATAL = re.compile(r"^Program:.*?\n\n[^\n]*:\n(.*?)\n(?:\n|---)", re.MULTILINE |
 """The last words of a program: lines on where it failed, then the kind of error and its text."""
 LONGEST = 300
 NAME, ELEMENT = slice(10, 15), slice(76, 78)
-"""Columns of a name in a `.gro` file, and of an element in a PDB file, whose names are cut off after
+"""Columns of a name in a `.gro` file, and of an element in a PDB file, which cuts off names after
 four characters."""
 
 

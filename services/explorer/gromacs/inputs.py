@@ -186,12 +186,16 @@ def check_topology(text: str) -> None:
             )
 
 
+class Misfit(ValueError):
+    """Topology and structure have different atoms."""
+
+
 def canonical_order(
     atoms: Sequence[tuple[str, str]], elements: Mapping[str, str], species: Sequence[str]
 ) -> Ints:
     """Index in the topology of each atom of a canonical frame. `atoms`: names and elements of the
     topology's atoms, by default of their names' `elements`; `species`: those of the frame. Raises
-    ValueError if they do not fit."""
+    Misfit if they differ, and ValueError for an atom without element."""
     found = [elements.get(name, element) for name, element in atoms]
     if "" in found:
         name = atoms[found.index("")][0]
@@ -201,7 +205,7 @@ def canonical_order(
         )
     order: Ints = np.argsort(np.array(found, dtype=np.str_), kind="stable")
     if [found[index] for index in order] != list(species):
-        raise ValueError(
+        raise Misfit(
             f"the topology has {_formula(found)}, the structure {_formula(species)}; both must "
             "have the same atoms, in the same order within an element"
         )
