@@ -218,10 +218,10 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest known word, or an empty string. A word that differs in
-    capitals alone is the closest."""
+def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """`; did you mean 'x'?` for the closest known word of at least a `likeness` (0 to 1), or an
+    empty string. A word that differs in capitals alone is the closest."""
     words = list(known)
     close = [each for each in words if each.lower() == word.lower()]
-    close = close or difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    close = close or difflib.get_close_matches(word, words, n=1, cutoff=likeness)
     return f"; did you mean {close[0]!r}?" if close else ""

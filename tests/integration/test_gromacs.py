@@ -165,6 +165,21 @@ def test_every_composition_is_compared_with_the_topology() -> None:
         tried(SPCE.format(count=WATERS), right, right, wrong)
 
 
+def test_what_grompp_writes_is_accepted(tmp_path: Path) -> None:
+    write(tmp_path, SPCE.format(count=WATERS))
+    assert gromacs_begin("gmx", str(tmp_path), 0) is None
+    whole = (tmp_path / "mdout.mdp").read_text()
+    assert "emtol" in whole
+    given = parameters(whole)
+    assert {name: given[name] for name in ("rcoulomb", "tcoupl")} == {
+        "rcoulomb": "0.45",
+        "tcoupl": "v-rescale",
+    }
+    (tmp_path / "again").mkdir()
+    write(tmp_path / "again", SPCE.format(count=WATERS), whole)
+    assert gromacs_begin("gmx", str(tmp_path / "again"), 0) is None
+
+
 def test_a_killed_program_is_no_fault_of_the_files(tmp_path: Path) -> None:
     killed = tmp_path / "gmx"
     killed.write_text("#!/bin/sh\nkill -KILL $$\n")

@@ -108,11 +108,51 @@ def test_the_pressure_of_the_condition(kind: str, expected: str) -> None:
         ("define = -DX -I/etc", "must be numbers and names"),
         ("tc-grps = /etc/passwd", "must be numbers and names"),
         ("integrator = steep", "must be one of md, md-vv"),
+        ("pull = yes", "must be no: a campaign runs plain dynamics"),
+        ("annealing = no single", "must be no: a campaign runs plain dynamics"),
+        ("nwall = 2", "nwall is not allowed in a campaign; it may name files"),
+        ("electric-field-x = 1 0 0 0", "is not allowed"),
+        ("pulling = 1", "is not allowed in a campaign; it may name files"),
+        ("rcoulomb = abc", "line 1: 'rcoulomb = abc': must be a number, nm"),
+        ("rvdw =", "must be a number, nm"),
+        ("rlist = inf", "must be a number, nm"),
     ],
 )
 def test_parameters_that_a_campaign_may_not_give(line: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         parameters(line + "\n" + MDP)
+
+
+WITHOUT_EFFECT = """
+pull = no
+pull-ncoords = 1
+Free_Energy = no
+init-lambda-state = -1
+fep-lambdas =
+annealing = no no
+emtol = 10
+nstcgsteep = 1000
+QMMM = no
+qmmm-cp2k-active = false
+include =
+nwall = 0
+wall-type = 9-3
+electric-field-x = 0 0 0 0
+userreal1 = 0
+dh_hist_size = 0
+"""
+
+
+def test_lines_without_effect_are_dropped() -> None:
+    """A file that `gmx grompp` wrote (mdout.mdp) names every parameter."""
+    assert parameters(MDP + WITHOUT_EFFECT) == parameters(MDP)
+
+
+def test_names_are_read_as_gromacs_reads_them() -> None:
+    assert parameters("vdw-type = Cut-off\nP_Coupl = no\n") == {
+        "vdwtype": "Cut-off",
+        "pcoupl": "no",
+    }
 
 
 @pytest.mark.parametrize(

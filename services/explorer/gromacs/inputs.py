@@ -38,7 +38,28 @@ PASSED = frozenset({
     "shake-tol", "tau-p", "tau-t", "tc-grps", "tcoupl", "vdw-modifier", "vdwtype",
     "verlet-buffer-tolerance"
 })
+SWITCHES = frozenset({
+    "adress", "annealing", "awh", "colvars-active", "density-guided-simulation-active", "disre",
+    "free-energy", "implicit-solvent", "mts", "orire", "pull", "qmmm", "qmmm-cp2k-active",
+    "rotation", "simulated-tempering", "swapcoords"
+})
+"""What a campaign does not do; lines that say so are dropped."""
+OFF = frozenset({"no", "none", "off", "false", "0"})
+NEUTRAL = {
+    "nwall": 0, "cos-acceleration": 0, "electric-field-x": 0, "electric-field-y": 0,
+    "electric-field-z": 0, "mass-repartition-factor": 1
+}
+"""Values that change nothing; such lines are dropped."""
 # fmt: on
+IDLE = re.compile(
+    r"emtol|emstep|niter|fcstep|nstcgsteep|nbfgscorr|rtpi|table-extension|separate-dhdl-file"
+    r"|print-nose-hoover-chain-variables|nst(dhdl|disreout|orireout)|user(int|real)\d"
+    r"|(init|delta)-lambda.*|calc-lambda-neighbors|\w+-lambdas"
+    r"|(annealing|couple|dh-hist|dhdl|disre|orire|pull|sc|sim-temp|simulated-tempering|wall)-.+"
+)
+"""Details of minimisers and switches, without effect in dynamics with the switches off; dropped."""
+SPELLINGS = {name.replace("-", ""): name for name in (*OURS, *PASSED, *SWITCHES, *NEUTRAL)}
+"""Names without hyphens, which GROMACS ignores."""
 INTEGRATORS = ("md", "md-vv", "md-vv-avek", "sd", "bd")
 STOCHASTIC = ("sd", "bd")
 """Integrators that are thermostats themselves."""
@@ -72,32 +93,39 @@ def mdp_text(settings: Gromacs, md: Md, condition: Condition, seed: int) -> str:
 
 
 def parameters(text: str) -> dict[str, str]:
-    """The parameters of a file, by their names in lower case with hyphens. Raises ValueError for
-    those that are not allowed."""
+    """The parameters of a file, by their names in lower case with hyphens, without those that have
+    no effect. Raises ValueError for those that are not allowed."""
     found: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         bare = line.partition(";")[0].strip()
         if not bare:
             continue
         name, equals, value = (part.strip() for part in bare.partition("="))
-        # GROMACS ignores case, and takes one for the other.
+        # GROMACS ignores case, hyphens and underscores.
         name = name.lower().replace("_", "-")
+        name = SPELLINGS.get(name.replace("-", ""), name)
         try:
             _check(name, equals, value)
         except ValueError as error:
             raise ValueError(f"mdp: line {number}: {bare!r}: {error}") from error
-        found[name] = value
+        if not _is_idle(name, value):
+            found[name] = value
     return found
 
 
 def _check(name: str, equals: str, value: str) -> None:
     if not equals:
         raise ValueError("must be PARAMETER = VALUE")
-    if name in OURS:
+    if name in OURS or _is_idle(name, value):
         return
+    if name in SWITCHES:
+        raise ValueError("must be no: a campaign runs plain dynamics")
     if name not in PASSED:
-        hint = did_you_mean(name, PASSED) or "; it may name files, run code or change the protocol"
+        hint = did_you_mean(name, PASSED, 0.8)
+        hint = hint or "; it may name files, run code or change the protocol"
         raise ValueError(f"{name} is not allowed in a campaign{hint}")
+    if name in CUTOFFS and not _is_number(value):
+        raise ValueError("must be a number, nm")
     if not (DEFINE if name == "define" else VALUE).fullmatch(value):
         raise ValueError("the value must be numbers and names")
     if name == "integrator" and value.lower() not in INTEGRATORS:
@@ -129,6 +157,18 @@ def _check_ensemble(given: Mapping[str, str], ensemble: str) -> None:
             f"mdp: pcoupltype is {coupling}, but md.ensemble {ensemble} needs {COUPLINGS[shape]}; "
             "change one (npt goes with any)"
         )
+
+
+def _is_idle(name: str, value: str) -> bool:
+    """Whether a line has no effect on the dynamics of a campaign. An empty value is the default."""
+    if name in OURS or name in PASSED:
+        return False
+    words = value.lower().split()
+    if not words or IDLE.fullmatch(name):
+        return True
+    if name in NEUTRAL:
+        return all(_is_number(word) and float(word) == NEUTRAL[name] for word in words)
+    return name in SWITCHES and OFF.issuperset(words)
 
 
 def pressure_of(given: Mapping[str, str]) -> float:
