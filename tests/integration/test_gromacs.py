@@ -20,7 +20,6 @@ from dpstream.services.explorer.gromacs.trial import try_inputs
 from dpstream.shared.atoms.frames import Floats, Frame, canonical, min_distance
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Md, Spec
-from dpstream.shared.spec.engines import Gromacs
 from dpstream.shared.values import Condition
 from tests.support.gromacs import MDP, SPCE, canonical_box, needs_gromacs, water_box
 
@@ -32,10 +31,9 @@ MOLECULES = f"[ molecules ]\nSOL {WATERS}\n"
 
 
 def write(folder: Path, topology: str, mdp: str = MDP, pressure: float | None = None) -> None:
-    settings = Gromacs(kind="gromacs", mdp=mdp, topologies={"s": topology})
     condition = Condition(system="s", temperature=300.0, pressure=pressure)
     md = Md(timestep=0.0005, steps=40, every=10, ensemble="nvt" if pressure is None else "npt")
-    (folder / "md.mdp").write_text(mdp_text(settings, md, condition, 3))
+    (folder / "md.mdp").write_text(mdp_text(parameters(mdp), md, condition, 3))
     (folder / "topol.top").write_text(topology)
     lines = gro_lines(["OW", "HW1", "HW2"] * WATERS, *_box())
     (folder / "conf.gro").write_text("\n".join(lines) + "\n")

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ase.build import molecule
 from rich.console import Console
 
 from dpstream.commands.options import checked
 from dpstream.inputs.check_installed import check_engines
 from dpstream.inputs.gather import Gathered
 from dpstream.report.page import render
+from dpstream.services.explorer.engines.check import check_engine
+from dpstream.services.explorer.engines.gromacs import gromacs_inputs
 from dpstream.services.explorer.gromacs.child import reason
 from dpstream.services.explorer.gromacs.inputs import (
     canonical_order,
@@ -22,8 +25,10 @@ from dpstream.services.explorer.gromacs.inputs import (
     gro_lines,
     mdp_text,
     parameters,
+    room_for,
 )
 from dpstream.services.labeler.recipes import make_recipe
+from dpstream.shared.atoms.frames import from_ase
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Md, Spec, load_spec
 from dpstream.shared.spec.engines import Gromacs
@@ -62,7 +67,7 @@ def spec(**changes: Any) -> dict[str, Any]:
 
 
 def written(mdp: str, md: Md, condition: Condition = COLD) -> dict[str, str]:
-    return parameters_of(mdp_text(settings(mdp), md, condition, 5))
+    return parameters_of(mdp_text(parameters(mdp), md, condition, 5))
 
 
 def parameters_of(text: str) -> dict[str, str]:
@@ -177,6 +182,29 @@ def test_the_ensemble_is_that_of_the_stage(mdp: str, ensemble: Any, said: str) -
 def test_a_barostat_changes_the_shape_that_the_ensemble_says(ensemble: Any) -> None:
     mdp = NPT + "pcoupltype = Anisotropic\n"
     assert written(mdp, Md(ensemble=ensemble), PRESSED)["ref-p"] == "7 7 7 0 0 0"
+
+
+def test_pbc_is_that_of_the_structure() -> None:
+    def inputs(mdp: str, is_vacuum: bool) -> dict[str, str]:
+        made = gromacs_inputs(settings(MDP + mdp), Md(), COLD, is_vacuum, 1)
+        return parameters_of(made.files["md.mdp"])
+
+    assert inputs("pbc = XYZ\n", is_vacuum=False)["pbc"] == "xyz"
+    assert inputs("pbc = no\n", is_vacuum=True)["pbc"] == "xyz", "in a cell that dpstream makes"
+    for pbc, is_vacuum in (("no", False), ("xy", False), ("xy", True), ("screw", True)):
+        with pytest.raises(ValueError, match=f"mdp: pbc = {pbc}: must be xyz"):
+            inputs(f"pbc = {pbc}\n", is_vacuum)
+    frame = from_ase(molecule("CH4", vacuum=5.0, pbc=True))
+    stage = Spec.model_validate(spec()).stages[0]
+    engine = settings(MDP + "pbc = no\n")
+    with pytest.raises(ValueError, match="because the structure has a cell"):
+        check_engine(stage.model_copy(update={"engine": engine}), COLD, frame, trusting=False)
+
+
+def test_the_cell_around_a_molecule_is_wider_than_its_cutoffs() -> None:
+    positions = np.array([[0.0, 0, 0], [3, 0, 0]])
+    assert room_for(positions, {})[0, 0] == pytest.approx(3 + 20 + 10)
+    assert room_for(positions, {"rvdw": "1.4"})[0, 0] == pytest.approx(3 + 28 + 10)
 
 
 def test_stochastic_dynamics_is_a_thermostat() -> None:

@@ -44,7 +44,7 @@ def check_engine(stage: Stage, condition: Condition, frame: Frame, trusting: boo
     elif isinstance(settings, Pimd):
         pimd_fix(stage.md, condition)
     elif isinstance(settings, Gromacs):
-        gromacs_inputs(settings, stage.md, condition, 0)
+        gromacs_inputs(settings, stage.md, condition, frame.cell is None, 0)
     elif isinstance(settings, Template):
         row = settings.rows(condition.system)[condition.revision or 0]
         parse(settings, standard_words(stage.md, condition, 0), row, stage.md, trusting)

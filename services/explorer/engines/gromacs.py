@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dpstream.services.explorer.engines.base import (
 from dpstream.services.explorer.engines.dynamics import packed, unpacked
 from dpstream.services.explorer.gromacs.inputs import (
     canonical_order,
+    check_box,
     check_topology,
     gro_lines,
     inputs_for_names,
@@ -56,8 +57,9 @@ class GromacsDynamics:
     def start(self) -> None:
         request = self.request
         seed = stable_seed(request.command.seed, "gromacs")
-        files = gromacs_inputs(self.settings, request.md, request.command.condition, seed)
-        self.order = prepare(self.settings, files, request.frame, self.folder, self._call)
+        condition = request.command.condition
+        inputs = gromacs_inputs(self.settings, request.md, condition, request.vacuum, seed)
+        self.order = prepare(self.settings, inputs, request.frame, self.folder, self._call)
 
     def resume(self, state: bytes) -> None:
         unpacked(state, self.folder)
@@ -132,19 +134,27 @@ class GromacsDynamics:
         return request.resources.cutoff(request.committee.models[0], request.context)
 
 
+@dataclass(frozen=True)
+class GromacsInputs:
+    """`given`: run parameters of the user; `files`: texts of run parameters and topology by name."""
+
+    given: Mapping[str, str]
+    files: Mapping[str, str]
+
+
 def prepare(
     settings: Gromacs,
-    files: Mapping[str, str],
+    inputs: GromacsInputs,
     frame: Frame,
     folder: Path,
     call: Callable[..., Any],
 ) -> Ints:
     """Write the run input of a trajectory from the canonical `frame` to `folder`; the index in the
-    topology of each of its atoms. `files`: see `gromacs_inputs`; `call(operation, **arguments)`
+    topology of each of its atoms. `call(operation, **arguments)`
     runs an operation of the child in `folder`. Raises ValueError if GROMACS refuses the files, and
     if they do not fit the frame."""
-    given = parameters(settings.mdp)
-    for name, text in {**files, **inputs_for_names(len(frame.species), given)}.items():
+    given = inputs.given
+    for name, text in {**inputs.files, **inputs_for_names(len(frame.species), given)}.items():
         (folder / name).write_text(text)
     found = call("gromacs_atoms")
     _raise_if(found.get("error"))
@@ -162,15 +172,21 @@ def prepare(
     return order
 
 
-def gromacs_inputs(settings: Gromacs, md: Md, condition: Condition, seed: int) -> dict[str, str]:
-    """The texts of run parameters and topology by file name. Raises ValueError for those that are
-    not allowed."""
+def gromacs_inputs(
+    settings: Gromacs, md: Md, condition: Condition, is_vacuum: bool, seed: int
+) -> GromacsInputs:
+    """The inputs of a condition for a structure without a cell if `is_vacuum`. Raises ValueError
+    for those that are not allowed."""
     topology = settings.topologies[condition.system]
     try:
         check_topology(topology)
     except ValueError as error:
         raise ValueError(f"topologies.{condition.system}: {error}") from error
-    return {"md.mdp": mdp_text(settings, md, condition, seed), "topol.top": topology}
+    given = parameters(settings.mdp)
+    check_box(given, is_vacuum)
+    return GromacsInputs(
+        given, {"md.mdp": mdp_text(given, md, condition, seed), "topol.top": topology}
+    )
 
 
 def _offset(positions: Floats, cell: Floats) -> Floats:

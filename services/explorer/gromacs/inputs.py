@@ -14,7 +14,6 @@ import numpy as np
 
 from dpstream.shared.atoms.frames import Floats, Ints
 from dpstream.shared.spec import Md
-from dpstream.shared.spec.engines import Gromacs
 from dpstream.shared.spec.errors import did_you_mean
 from dpstream.shared.values import Condition
 
@@ -80,12 +79,21 @@ ROOM = 1.0
 WIDE = 100.0
 """Å; GROMACS' default cutoffs are 10 Å."""
 CUTOFFS = ("rcoulomb", "rvdw", "rlist")
+DEFAULTS = {
+    "integrator": "md",
+    "pbc": "xyz",
+    "pcoupl": "no",
+    "pcoupltype": "isotropic",
+    "ref-p": "1",
+    "tcoupl": "no",
+    **dict.fromkeys(CUTOFFS, "1"),
+}
+"""GROMACS' own; of ref-p, which has none, that of a stage."""
 
 
-def mdp_text(settings: Gromacs, md: Md, condition: Condition, seed: int) -> str:
-    """The run parameters of one condition. Raises ValueError, naming line and parameter, for
-    parameters that are not allowed, and if their thermostat or barostat contradicts `md`."""
-    given = parameters(settings.mdp)
+def mdp_text(given: Mapping[str, str], md: Md, condition: Condition, seed: int) -> str:
+    """The run parameters of one condition, from those of the user. Raises ValueError if their
+    thermostat or barostat contradicts `md`."""
     _check_ensemble(given, md.ensemble)
     theirs = {name: value for name, value in given.items() if name not in OURS}
     own = _own(given, md, condition, seed)
@@ -174,7 +182,7 @@ def _is_idle(name: str, value: str) -> bool:
 def pressure_of(given: Mapping[str, str]) -> float:
     """The pressure in ref-p, bar, by default 1. Raises ValueError unless it is one hydrostatic
     pressure."""
-    kind, text = _value(given, "pcoupltype"), given.get("ref-p", "1")
+    kind, text = _value(given, "pcoupltype"), given.get("ref-p", DEFAULTS["ref-p"])
     times, zeros = REFERENCES.get(kind, (1, 0))
     if not text or not all(map(_is_number, text.split())):
         raise ValueError(f"mdp: ref-p = {text}: must be numbers, bar")
@@ -187,13 +195,21 @@ def pressure_of(given: Mapping[str, str]) -> float:
     return values[0]
 
 
+def check_box(given: Mapping[str, str], is_vacuum: bool) -> None:
+    """Raises ValueError for a `pbc` other than of the structure. A molecule in vacuum gets a cell
+    all the same, because GROMACS needs one."""
+    pbc = _value(given, "pbc")
+    if pbc != "xyz" and not (is_vacuum and pbc == "no"):
+        instead = "xyz or no" if is_vacuum else "xyz, because the structure has a cell"
+        raise ValueError(f"mdp: pbc = {pbc}: must be {instead}")
+
+
 def _value(given: Mapping[str, str], name: str) -> str:
-    default = {"integrator": "md", "pcoupltype": "isotropic"}.get(name, "no")
-    return given.get(name, default).lower()
+    return (given.get(name) or DEFAULTS[name]).lower()
 
 
 def _is_on(given: Mapping[str, str], name: str) -> bool:
-    return _value(given, name) not in ("no", "")
+    return _value(given, name) != "no"
 
 
 def _own(given: Mapping[str, str], md: Md, condition: Condition, seed: int) -> dict[str, str]:
@@ -202,7 +218,7 @@ def _own(given: Mapping[str, str], md: Md, condition: Condition, seed: int) -> d
     # "all checks, in full precision"
     output = {"nstxout": md.every, "nstvout": 0, "nstfout": 0, "nstlog": 0, "nstenergy": 0}
     own: dict[str, object] = {"dt": md.timestep, "nsteps": md.steps, **output}
-    own |= {"gen-vel": "yes", "gen-temp": kelvin, "gen-seed": seed, "ld-seed": seed}
+    own |= {"pbc": "xyz", "gen-vel": "yes", "gen-temp": kelvin, "gen-seed": seed, "ld-seed": seed}
     groups = given.get("tc-grps", "").split()
     if groups:
         own["ref-t"] = " ".join([kelvin] * len(groups))
@@ -266,7 +282,7 @@ def _is_number(text: str) -> bool:
 def room_for(positions: Floats, given: Mapping[str, str]) -> Floats:
     """A cubic cell `(3, 3)` in Å around a molecule, wider than its cutoffs: GROMACS needs a
     cell."""
-    cutoff = max([1.0, *(float(given[name]) for name in CUTOFFS if name in given)])
+    cutoff = max(float(_value(given, name)) for name in CUTOFFS)
     edge = float(np.ptp(positions, axis=0).max()) + (2 * cutoff + ROOM) / NM
     return np.eye(3) * edge
 

@@ -48,10 +48,11 @@ def _try(
     assert isinstance(stage.engine, Gromacs)
     for condition in stage.conditions():
         with errors_at(f"{key}: {condition}", ValueError):
-            files = gromacs_inputs(stage.engine, stage.md, condition, 0)
             for frame in _compositions(systems[condition.system]):
+                vacuum = frame.cell is None
+                inputs = gromacs_inputs(stage.engine, stage.md, condition, vacuum, 0)
                 with _about_gro(spec.systems[condition.system].structures):
-                    prepare(stage.engine, files, frame, folder, call)
+                    prepare(stage.engine, inputs, frame, folder, call)
 
 
 def _compositions(frames: Sequence[Frame]) -> list[Frame]:
