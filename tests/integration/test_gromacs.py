@@ -53,7 +53,7 @@ def ran(folder: Path, *steps: int) -> Floats:
     assert gromacs_begin("gmx", str(folder), 0) is None
     found = []
     for number, each in enumerate(steps):
-        assert gromacs_run("gmx", str(folder), each, 1, goes_on=number > 0) is None
+        assert gromacs_run("gmx", str(folder), each, 1, goes_on=number > 0, on_gpu=False) is None
         found.append(np.load(folder / "frames.npz")["positions"])
     return np.concatenate(found)
 
@@ -127,7 +127,7 @@ def test_a_program_that_is_not_there(tmp_path: Path) -> None:
 def test_what_blows_up_has_a_reason_and_the_frames_before_it(tmp_path: Path) -> None:
     write(tmp_path, SPCE.format(count=WATERS).replace("345000", "34500000000000"))
     assert gromacs_begin("gmx", str(tmp_path), 9) is None
-    error = gromacs_run("gmx", str(tmp_path), 400, 1, goes_on=False)
+    error = gromacs_run("gmx", str(tmp_path), 400, 1, goes_on=False, on_gpu=False)
     assert str(error).startswith("Step 0: The total potential energy is")
     assert len(np.load(tmp_path / "frames.npz")["positions"]) < 40
 
@@ -176,6 +176,22 @@ def test_what_grompp_writes_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     write(tmp_path / "again", SPCE.format(count=WATERS), whole)
     assert gromacs_begin("gmx", str(tmp_path / "again"), 0) is None
+
+
+def test_a_gpu_is_used_only_if_allowed_and_the_version_asked_once(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    program = tmp_path / "gmx"
+    program.write_text(f'#!/bin/sh\necho "$*" >> {calls}\nexec gmx "$@"\n')
+    program.chmod(0o755)
+    write(tmp_path, SPCE.format(count=WATERS))
+    assert gromacs_begin("gmx", str(tmp_path), 0) is None
+    for goes_on in (False, True):
+        assert gromacs_run(str(program), str(tmp_path), 10, 1, goes_on, on_gpu=goes_on) is None
+    lines = calls.read_text().splitlines()
+    without, allowed = (line for line in lines if line.startswith("mdrun"))
+    assert "-nb cpu -pme cpu -bonded cpu -update cpu" in without
+    assert " cpu" not in allowed
+    assert lines.count("--version") == 1
 
 
 def test_a_killed_program_is_no_fault_of_the_files(tmp_path: Path) -> None:

@@ -67,9 +67,14 @@ class GromacsDynamics:
         self.made, self.order = kept["made"], np.array(kept["order"])
 
     def advance(self, checks: int, streak: int) -> TrajectorySegment:
-        steps, threads = checks * self.request.md.every, self.request.resources.threads
-        goes_on = self.made > 0
-        error = self._call("gromacs_run", steps=steps, threads=threads, goes_on=goes_on)
+        steps, resources = checks * self.request.md.every, self.request.resources
+        error = self._call(
+            "gromacs_run",
+            steps=steps,
+            threads=resources.threads,
+            goes_on=self.made > 0,
+            on_gpu=resources.device is not None and resources.device.gpu is not None,
+        )
         sound, stopped = self._sound()
         if not sound:
             return TrajectorySegment(0, streak, stopped or error, None)
@@ -136,7 +141,7 @@ class GromacsDynamics:
 
 @dataclass(frozen=True)
 class GromacsInputs:
-    """`given`: run parameters of the user; `files`: texts of run parameters and topology by name."""
+    """`given`: run parameters of the user; `files`: run parameters and topology by file name."""
 
     given: Mapping[str, str]
     files: Mapping[str, str]

@@ -37,6 +37,10 @@ NAME, ELEMENT = slice(10, 15), slice(76, 78)
 """Columns of a name in a `.gro` file, and of an element in a PDB file, which cuts off names after
 four characters."""
 
+ON_CPU = ("-nb", "cpu", "-pme", "cpu", "-bonded", "cpu", "-update", "cpu")
+_thread_mpi: dict[str, bool] = {}
+"""What is known of programs, see `_has_thread_mpi`."""
+
 
 def gromacs_atoms(program: str, folder: str) -> dict[str, Any]:
     """`atoms`: name and element of each atom of the topology, the element empty where the topology
@@ -60,16 +64,18 @@ def gromacs_begin(program: str, folder: str, warnings: int) -> str | None:
     return _grompp(program, Path(folder), "md.mdp", "conf.gro", "run.tpr", warnings)
 
 
-def gromacs_run(program: str, folder: str, steps: int, threads: int, goes_on: bool) -> str | None:
-    """Run `steps` steps; `goes_on`: from the checkpoint of the last run. Writes `frames.npz`:
-    positions `(n, n_atoms, 3)` and cells `(n, 3, 3)` in Å of each check. Returns the error that
-    ended the run early, or None. Raises RuntimeError if it did not start."""
+def gromacs_run(
+    program: str, folder: str, steps: int, threads: int, goes_on: bool, on_gpu: bool
+) -> str | None:
+    """Run `steps` steps; `goes_on`: from the checkpoint of the last run; `on_gpu`: GROMACS may use
+    one. Writes `frames.npz`: positions `(n, n_atoms, 3)` and cells `(n, 3, 3)` in Å of each check.
+    Returns the error that ended the run early, or None. Raises RuntimeError if it did not start."""
     working = Path(folder)
     for left in working.glob("segment*"):
         left.unlink()
     command = [program, "mdrun", "-s", "run.tpr", "-deffnm", "segment", "-nsteps", str(steps)]
     command += ["-cpo", "state.cpt", "-noappend", "-reprod", "-notunepme"]
-    command += ["-pin", "off", "-ntomp", str(threads)]
+    command += ["-pin", "off", "-ntomp", str(threads), *(() if on_gpu else ON_CPU)]
     if goes_on:
         command += ["-cpi", "state.cpt"]
     if _has_thread_mpi(program, working):
@@ -117,9 +123,13 @@ def _grompp(
 
 
 def _has_thread_mpi(program: str, working: Path) -> bool:
-    """Whether `mdrun` takes a number of ranks: not if it was built with an MPI library."""
-    _failure([program, "--version"], working)
-    return "thread_mpi" in (working / LOG).read_text(errors="replace")
+    """Whether `mdrun` takes a number of ranks: not if it was built with an MPI library. Asked
+    once."""
+    if program not in _thread_mpi:
+        if _failure([program, "--version"], working) is not None:
+            return False
+        _thread_mpi[program] = "thread_mpi" in (working / LOG).read_text(errors="replace")
+    return _thread_mpi[program]
 
 
 def _failure(command: list[str], working: Path, answers: str = "") -> str | None:
