@@ -80,9 +80,8 @@ Find = Callable[[str, str], list[tuple[str, Path]]]
 
 
 def completed(job: ModelDeviJob) -> ModelDeviJob:
-    """The job with DP-GEN's defaults for GROMACS; its ensemble is that of the run parameters."""
-    temps = job.temps if job.temps is not None else [DEFAULT_TEMPERATURE]
-    return job.model_copy(update={"temps": temps, "ensemble": job.ensemble or "nvt"})
+    """The job with DP-GEN's default of the temperature with GROMACS."""
+    return job if job.temps is not None else job.model_copy(update={"temps": [DEFAULT_TEMPERATURE]})
 
 
 def with_cells(param: RunParam, labels: Json) -> tuple[RunParam, str | None]:

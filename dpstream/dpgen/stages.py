@@ -203,6 +203,8 @@ def _own(
 
 
 def _ensemble(job: ModelDeviJob, where: str) -> str:
+    if job.ensemble is None:
+        raise SpecError(f"{where}.ensemble: missing")
     if job.ensemble not in ENSEMBLES:
         raise SpecError(
             f"{where}.ensemble: {job.ensemble!r}: must be one of {', '.join(ENSEMBLES)}"

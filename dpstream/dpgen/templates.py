@@ -78,7 +78,7 @@ def settled(job: ModelDeviJob, systems: Sequence[int], where: str) -> ModelDeviJ
 
 
 def _complete(job: ModelDeviJob, where: str) -> ModelDeviJob:
-    for key in ("temps", "nsteps", "ensemble"):
+    for key in ("temps", "nsteps"):
         if getattr(job, key) is None:
             raise SpecError(f"{where}.{key}: missing")
     for key in ("rev_mat", "sys_rev_mat"):

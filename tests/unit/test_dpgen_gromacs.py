@@ -158,6 +158,14 @@ def test_blank_lines_after_the_cell_are_no_atoms(tmp_path: Path) -> None:
         convert_file(path, tmp_path, None, None, None)
 
 
+def test_only_dynamics_of_the_committee_needs_an_ensemble(tmp_path: Path) -> None:
+    job = {**dpgen_methane.PARAM["model_devi_jobs"][0], "ensemble": None}
+    param = dpgen_methane.param(model_devi_jobs=[job])
+    path = dpgen_methane.write_files(tmp_path, param)
+    with pytest.raises(SpecError, match=r"model_devi_jobs\.0\.ensemble: missing"):
+        convert_file(path, tmp_path, None, "tblite", None)
+
+
 def test_temperatures_are_dpgens_by_default(tmp_path: Path) -> None:
     job = {key: value for key, value in JOB.items() if key != "temps"}
     path = write(tmp_path, model_devi_jobs=[job])

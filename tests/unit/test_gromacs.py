@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from dpstream.commands.options import checked
 from dpstream.inputs.check_installed import check_engines
 from dpstream.inputs.gather import Gathered
 from dpstream.report.page import render
+from dpstream.services.explorer.engines.base import TrajectoryRequest
 from dpstream.services.explorer.engines.check import check_engine
-from dpstream.services.explorer.engines.gromacs import gromacs_inputs
+from dpstream.services.explorer.engines.gromacs import GromacsDynamics, gromacs_inputs
 from dpstream.services.explorer.gromacs.child import reason
 from dpstream.services.explorer.gromacs.inputs import (
     canonical_order,
@@ -27,9 +29,11 @@ from dpstream.services.explorer.gromacs.inputs import (
     parameters,
     room_for,
 )
+from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.atoms.frames import from_ase
 from dpstream.shared.errors import SpecError
+from dpstream.shared.runtime.device import Device, Gpu
 from dpstream.shared.spec import Md, Spec, load_spec
 from dpstream.shared.spec.engines import Gromacs
 from dpstream.shared.spec.virial import uses_of_virial
@@ -205,6 +209,28 @@ def test_the_cell_around_a_molecule_is_wider_than_its_cutoffs() -> None:
     positions = np.array([[0.0, 0, 0], [3, 0, 0]])
     assert room_for(positions, {})[0, 0] == pytest.approx(3 + 20 + 10)
     assert room_for(positions, {"rvdw": "1.4"})[0, 0] == pytest.approx(3 + 28 + 10)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [(None, False), (Device("cpu"), False), (Device("cuda", Gpu(0, "x", 1, "1")), True)],
+)
+def test_a_gpu_is_used_only_if_one_is_chosen(
+    tmp_path: Path, device: Device | None, expected: bool
+) -> None:
+    class Recording(ExplorerResources):
+        def call(self, operation: str, arguments: Any, context: Any) -> Any:
+            raise LookupError(operation, arguments["on_gpu"])
+
+    context: Any = SimpleNamespace(spec=lambda: Spec.model_validate(spec()), scratch=tmp_path)
+    command: Any = SimpleNamespace(stage=0)
+    committee: Any = None
+    frame = from_ase(molecule("CH4"))
+    resources = Recording(tmp_path, device=device)
+    engine = GromacsDynamics(TrajectoryRequest(resources, command, context, frame, committee))
+    with pytest.raises(LookupError) as asked:
+        engine.advance(1, 0)
+    assert asked.value.args == ("gromacs_run", expected)
 
 
 def test_stochastic_dynamics_is_a_thermostat() -> None:
