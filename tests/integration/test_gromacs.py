@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import molecule
 
 from dpstream.services.explorer.gromacs.child import gromacs_atoms, gromacs_begin, gromacs_run
 from dpstream.services.explorer.gromacs.inputs import (
@@ -17,11 +18,11 @@ from dpstream.services.explorer.gromacs.inputs import (
     parameters,
 )
 from dpstream.services.explorer.gromacs.trial import try_inputs
-from dpstream.shared.atoms.frames import Floats, Frame, canonical, min_distance
+from dpstream.shared.atoms.frames import Floats, Frame, canonical, from_ase, min_distance
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Md, Spec
 from dpstream.shared.values import Condition
-from tests.support.gromacs import MDP, SPCE, canonical_box, needs_gromacs, water_box
+from tests.support.gromacs import MDP, METHANE, SPCE, canonical_box, needs_gromacs, water_box
 
 pytestmark = needs_gromacs
 EDGE = 4
@@ -200,3 +201,19 @@ def test_a_killed_program_is_no_fault_of_the_files(tmp_path: Path) -> None:
     killed.chmod(0o755)
     with pytest.raises(RuntimeError, match="was killed, probably because it ran out of memory"):
         gromacs_begin(str(killed), str(tmp_path), 0)
+
+
+def test_a_molecule_in_vacuum_may_have_no_pbc() -> None:
+    engine = {"kind": "gromacs", "mdp": MDP + "pbc = no\n", "topologies": {"s": METHANE}}
+    document = {
+        "name": "c",
+        "type_map": ["C", "H"],
+        "systems": {"s": {"structures": ["a.gro"], "periodic": False}},
+        "initial": {"perturb": {}},
+        "stages": [{"name": "s", "systems": ["s"], "temperatures": [300], "engine": engine}],
+    }
+    spec = Spec.model_validate(document)
+    try_inputs(spec, {"s": [canonical(from_ase(molecule("CH4"))).frame]}, "gmx")
+    boxed = canonical(from_ase(molecule("CH4", vacuum=8.0, pbc=True))).frame
+    with pytest.raises(SpecError, match="pbc = no: must be xyz, because the structure has a cell"):
+        try_inputs(spec, {"s": [boxed]}, "gmx")
