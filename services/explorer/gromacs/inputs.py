@@ -129,7 +129,7 @@ def _check(name: str, equals: str, value: str) -> None:
     if name in SWITCHES:
         raise ValueError("must be no: a campaign runs plain dynamics")
     if name not in PASSED:
-        hint = did_you_mean(name, PASSED, 0.8)
+        hint = did_you_mean(name, PASSED, 0.85)
         hint = hint or "; it may name files, run code or change the protocol"
         raise ValueError(f"{name} is not allowed in a campaign{hint}")
     if name in CUTOFFS and not _is_number(value):
