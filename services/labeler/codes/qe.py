@@ -211,11 +211,13 @@ class Qe(CodeDefaults):
         text = read_text(folder / "stdout")
         message = error_message(text) or first(NOT_CONVERGED, text) or ""
         _, _, ended = text.partition(END_OF_SCF)
+        achieved, accurate = "convergence has been achieved" in text, is_accurate(text)
         return Outcome(
             exit_status=exit_status,
             end_marker="JOB DONE." in text,
-            converged="convergence has been achieved" in text and is_accurate(text),
-            not_converged=first(NOT_CONVERGED, text) is not None,
+            converged=achieved and accurate,
+            # With scf_must_converge = .false. pw.x calls any accuracy converged.
+            not_converged=first(NOT_CONVERGED, text) is not None or (achieved and not accurate),
             energies=energies(ended),
             frames=max(1, len(re.findall(FORCES, text, re.MULTILINE))),
             forces=scaled(rows(FORCE, block(text, FORCES, FORCES_END)), RYDBERG / BOHR),
