@@ -32,8 +32,17 @@ PURPOSE = re.compile(
     )
 )
 """Refusals of what dpstream does not do on purpose."""
-INVALID = re.compile(r"fp_pp_files: \d+ files for|.*: unknown key; did you mean")
-"""Refusals of what DP-GEN 0.14 cannot run, either."""
+INVALID = re.compile(
+    "|".join(
+        (
+            r"fp_pp_files: \d+ files for",
+            ".*: unknown key; did you mean",
+            r"default_training_param: .*\.sel: \d+ numbers .* elements of type_map",
+            r"model_devi_jobs\.\d+\.temps: \[\]: must not be empty",
+        )
+    )
+)
+"""Refusals of what DP-GEN 0.14 and DeePMD-kit cannot run, either."""
 VALUE = re.compile(r"^([\w.\[\]\"]+: )('[^']*'|\{.*?…|\[[^\]]*\]?…?|True)(?=: )")
 
 

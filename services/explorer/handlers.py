@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 
+from dpstream.services.explorer.engines.batched import lacking_here
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.tasks.audit import audit
 from dpstream.services.explorer.tasks.explore import explore
@@ -15,20 +16,24 @@ from dpstream.services.explorer.tasks.select import select
 from dpstream.services.explorer.tasks.verify import verify
 from dpstream.shared.messages import Audit, Command, Explore, Judge, Measure, Screen, Select, Verify
 from dpstream.shared.runtime.context import Context, Handler
-from dpstream.shared.spec.engines import Gromacs
+from dpstream.shared.spec import Stage
+from dpstream.shared.spec.engines import Batched, Gromacs
 from dpstream.shared.values import Committee, Ref
 
 
 def unserved(resources: ExplorerResources, command: Command, context: Context) -> str | None:
     """What this worker lacks to load the command's models or to run its engine; None: nothing."""
-    if isinstance(command, Explore) and _without_gromacs(resources, command, context):
-        return f"no GROMACS ({resources.gromacs}); DPSTREAM_EXPLORER_GROMACS names its program"
+    if isinstance(command, Explore):
+        lacking = _engine_lacks(resources, context.spec().stages[command.stage])
+        if lacking is not None:
+            return lacking
     return next(filter(None, map(resources.lacks, _models(command, context))), None)
 
 
-def _without_gromacs(resources: ExplorerResources, command: Explore, context: Context) -> bool:
-    engine = context.spec().stages[command.stage].engine
-    return isinstance(engine, Gromacs) and shutil.which(resources.gromacs) is None
+def _engine_lacks(resources: ExplorerResources, stage: Stage) -> str | None:
+    if isinstance(stage.engine, Gromacs) and shutil.which(resources.gromacs) is None:
+        return f"GROMACS not found ({resources.gromacs}); set DPSTREAM_EXPLORER_GROMACS"
+    return lacking_here(stage.md) if isinstance(stage.engine, Batched) else None
 
 
 def _models(command: Command, context: Context) -> tuple[Ref, ...]:

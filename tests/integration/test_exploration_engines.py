@@ -376,7 +376,7 @@ def test_a_worker_without_gromacs_leaves_its_trajectories_to_others(
     tmp_path: Path, methane_committee: list[Path]
 ) -> None:
     lacking = ExplorerResources(tmp_path / "lacking", gromacs="no-such-gmx", warm=False)
-    for kind, reason in (("gromacs", "no GROMACS (no-such-gmx)"), ("md", None)):
+    for kind, reason in (("gromacs", "GROMACS not found (no-such-gmx)"), ("md", None)):
         folder = tmp_path / kind
         folder.mkdir()
         harness = harness_for(folder, kind, methane_committee[:2])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,9 +22,14 @@ from dpstream.services.explorer.batched.replica import (
     freedoms,
     initial_state,
 )
+from dpstream.services.explorer.engines import batched
 from dpstream.services.explorer.engines.check import check_engine
+from dpstream.services.explorer.handlers import unserved
+from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.shared.atoms.frames import Frame, canonical, from_ase
 from dpstream.shared.errors import SpecError
+from dpstream.shared.messages import Explore
+from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Md, Spec
 from dpstream.shared.values import Condition
 
@@ -150,6 +157,31 @@ def test_a_barostat_needs_a_torchsim_that_has_one(
         outcome = pytest.raises(SpecError, match=r"stage one: .*npt-iso needs TorchSim 0\.6.*3\.12")
     with outcome:
         check_installed.check_engines(spec("npt-iso"))
+
+
+@pytest.mark.parametrize(
+    ("found", "release", "ensemble", "reason"),
+    [
+        (True, "0.3.0", "npt-iso", "npt-iso needs TorchSim 0.6"),
+        (True, "0.3.0", "nvt", None),
+        (True, "0.6.2", "npt-iso", None),
+        (False, "", "nvt", "lacks TorchSim"),
+    ],
+)
+def test_a_worker_declines_what_its_torchsim_cannot_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    found: bool,
+    release: str,
+    ensemble: str,
+    reason: str | None,
+) -> None:
+    monkeypatch.setattr(batched.importlib.util, "find_spec", lambda name: found or None)
+    monkeypatch.setattr(metadata, "version", lambda name: release)
+    context = cast(Context, SimpleNamespace(spec=lambda: spec(ensemble)))
+    command = Explore.model_construct(stage=0, committee=None)
+    said = unserved(ExplorerResources(tmp_path, warm=False), command, context)
+    assert (reason is None and said is None) or (reason is not None and reason in str(said))
 
 
 def test_a_single_atom_is_refused() -> None:

@@ -128,12 +128,17 @@ def lacking_barostat(md: Md) -> str | None:
     )
 
 
+def lacking_here(md: Md) -> str | None:
+    """What this machine lacks to integrate: TorchSim or a sound barostat; None: nothing."""
+    if importlib.util.find_spec(LIBRARY) is None:
+        return f"batched: this worker lacks TorchSim; {INSTALL}"
+    return lacking_barostat(md)
+
+
 def check_worker(request: TrajectoryRequest) -> None:
     """Raises ValueError if this worker lacks TorchSim or a sound barostat, or the models are not
     PyTorch's."""
-    if importlib.util.find_spec(LIBRARY) is None:
-        raise ValueError(f"batched: this worker lacks TorchSim; {INSTALL}")
-    lacking = lacking_barostat(request.md)
+    lacking = lacking_here(request.md)
     if lacking is not None:
         raise ValueError(lacking)
     if any(model.suffix != SUFFIX for model in request.committee.models):
