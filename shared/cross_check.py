@@ -50,7 +50,9 @@ def disagreement(compared: Sequence[ComparedLabel], tolerance: float) -> str | N
     `tolerance`: of the forces, eV/Å."""
     rejected = next((each.rejected for each in compared if each.rejected), "")
     if rejected:
-        return f"initial.data: the recipe in `labels` gives an imported frame no label: {rejected}"
+        return (
+            f"initial.data: no label for an imported frame with the recipe in `labels`: {rejected}"
+        )
     count, forces, energies = len(compared), *largest(compared)
     if forces > tolerance:
         return (

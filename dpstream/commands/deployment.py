@@ -151,7 +151,10 @@ def list_(
         console.print(table)
     if len(shown) < len(listed):
         left_out = len(listed) - len(shown)
-        say(console, f"archived, and not listed: {left_out}; dpstream list --archived")
+        them = "campaign is not listed; dpstream list --archived shows it"
+        if left_out > 1:
+            them = "campaigns are not listed; dpstream list --archived shows them"
+        say(console, f"{left_out} archived {them}")
     elif not listed:
         say(console, "no campaigns")
 

@@ -159,12 +159,14 @@ def archive(
                 f"{name}: has not ended; dpstream export {name} --archive writes what there is"
             )
         mark = write_verified(store, name, output or Path(f"{name}.zip"), time.time())
-        say(console, f"{mark.describe()}: complete, and compared with all digests")
+        say(console, f"{mark.describe()}: complete; verified against all digests")
         try:
             mark_archived(store, last, mark)
         except StoreError as error:
             say(
-                console, f"{name}: stays in dpstream list, which the store refused to note: {error}"
+                console,
+                f"{name}: archived, but dpstream list still shows it: the store refused to record "
+                f"the archive: {error}",
             )
             return
     say(console, f"{name}: archived; next: dpstream delete {name} frees its space and its name")

@@ -119,9 +119,21 @@ CrossCheck = Annotated[
         help="Have a few imported labels computed again, and compare, before anything else.",
     ),
 ]
+CheckHere = Annotated[
+    bool,
+    typer.Option(
+        "--cross-check/--no-cross-check",
+        help="Compute a few imported labels again on this machine and compare them with the "
+        "recipe.",
+    ),
+]
 Force = Annotated[
     bool,
-    typer.Option("--force", help="Accept numbers that are refused as absurd, as warnings."),
+    typer.Option(
+        "--force",
+        help="Turn refusals of absurd numbers, of keywords that give no label and of a small sel "
+        "into warnings.",
+    ),
 ]
 Wait = Annotated[
     float,
@@ -222,7 +234,7 @@ def _left(spec: Spec, recipe: Recipe) -> Iterator[str]:
     if any(isinstance(stage.engine, Gromacs) for stage in spec.stages) and not gromacs_is_here():
         left.append("the atoms of topologies and structures (no GROMACS here)")
     if left:
-        yield f"left to the workers: {', '.join(left)}"
+        yield f"checked by the workers: {', '.join(left)}"
 
 
 def _missing(spec: Spec, recipe: Recipe) -> SpecError | None:

@@ -149,7 +149,7 @@ def plausible(gathered: Gathered, force: bool) -> Gathered:
     """What was gathered, with everything absurd as a warning if `force`. Raises `SpecError`
     otherwise."""
     if gathered.absurd and not force:
-        raise SpecError(f"{gathered.absurd[0]} (--force starts it all the same)")
+        raise SpecError(f"{gathered.absurd[0]} (--force overrides this)")
     return replace(gathered, warnings=[*gathered.absurd, *gathered.warnings], absurd=[])
 
 

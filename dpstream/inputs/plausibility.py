@@ -124,16 +124,16 @@ def _dynamics(key: str, stage: Stage, systems: Systems) -> Iterator[Finding]:
     if not SHORTEST <= length <= LONGEST:
         yield Finding(
             f"{key}.md: trajectories of {length:g} ps ({stage.md.steps} steps of "
-            f"{stage.md.timestep:g} ps); usual are 0.1 to 1000 ps"
+            f"{stage.md.timestep:g} ps); typical: 0.1 to 1000 ps"
         )
     for temperature in stage.temperatures:
         if temperature > HOTTEST:
-            yield Finding(f"{key}.temperatures: {temperature:g} K; usual are 10 to 5000 K")
+            yield Finding(f"{key}.temperatures: {temperature:g} K; typical: 10 to 5000 K")
     for pressure in stage.pressures:
         if abs(pressure) > PRESSURE[0]:
             yield Finding(
                 f"{key}.pressures: {pressure:g} bar is {pressure / 1e4:g} GPa; the unit is bar, "
-                "usual are 0 to 500000",
+                "typical: 0 to 500000",
                 abs(pressure) > PRESSURE[1],
             )
 
@@ -181,7 +181,7 @@ def _level(key: str, trust: TrustLevels | AutoTrust, rms: float | None) -> Itera
     if isinstance(trust, TrustLevels) and trust.relative is not None:
         return
     level, name = (trust.low, "low") if isinstance(trust, TrustLevels) else (trust.target, "target")
-    usual = "usual are 0.05 to 0.3"
+    usual = "typical: 0.05 to 0.3"
     if rms and level > OVER_FORCES[0] * rms:
         yield Finding(
             f"{key}.{name}: {level:g} eV/Å, {level / rms:.0f} times the RMS force of the given "

@@ -244,8 +244,8 @@ def _cross_check_words(gathered: Gathered) -> str:
         return ""
     return (
         f"the labelers compute {count} of {len(sizes)} imported labels again before anything else "
-        f"({count} single points of up to {max(sizes)} atoms, beside the budget); the campaign "
-        "pauses if they differ (--no-cross-check omits this)"
+        f"({count} single points of up to {max(sizes)} atoms, not counted in budget.labels); the "
+        "campaign pauses if they differ (--no-cross-check omits this)"
     )
 
 

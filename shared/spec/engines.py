@@ -260,10 +260,11 @@ class Gromacs(Section):
     )
     elements: dict[AtomLabel, str] = Field(
         default={},
-        description="elements by name of the atom, where the topology has no at.num, or another",
+        description="element of each atom name for which the topology has no at.num, or a wrong "
+        "one",
     )
     max_warnings: int = Field(
-        default=0, ge=0, description="warnings of `gmx grompp` that do not refuse the inputs"
+        default=0, ge=0, description="number of `gmx grompp` warnings that are accepted (-maxwarn)"
     )
 
 

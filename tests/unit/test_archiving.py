@@ -78,7 +78,9 @@ def test_an_archived_campaign_is_listed_on_request(call: Call, store: FolderStor
     assert listed(call) == [NAME]
     assert call("archive", NAME, "-o", "kept.zip")[0] == 0
     assert listed(call) == []
-    assert call("list")[1] == "archived, and not listed: 1; dpstream list --archived\n"
+    assert call("list")[1] == (
+        "1 archived campaign is not listed; dpstream list --archived shows it\n"
+    )
     assert listed(call, "--archived") == [NAME]
     assert "kept.zip" in call("list", "--archived")[1]
     assert call("status", NAME)[0] == 0, "it is still there"
@@ -158,7 +160,7 @@ def test_who_may_only_read_gets_the_file(
     monkeypatch.setattr(integrity, "mark_archived", refuse)
     status, out, _ = call("archive", NAME)
     assert status == 0
-    assert "stays in dpstream list" in out
+    assert f"{NAME}: archived, but dpstream list still shows it: the store refused" in out
     assert (tmp_path / f"{NAME}.zip").exists()
 
 

@@ -311,14 +311,14 @@ def test_without_engines_a_campaign_is_checked_for_submission(
     words = " ".join(out.split())
     assert "this machine can submit the campaign, not run it: the trainer needs deepmd-kit" in words
     monkeypatch.setattr(metadata, "version", absent("tblite"))
-    assert "state the workers' version in labels.version" in refused(
+    assert "use dpstream submit to run the campaign on a deployment" in refused(
         "run", changed("labels.code", "tblite")
     )
     status, out, _ = call("validate", changed("labels.code", "tblite"))
     words = " ".join(out.split())
     assert status == 0
     assert "GFN2-xTB with tblite of the workers' version (method GFN2-xTB" in words
-    assert "left to the workers: the version of tblite (labels.code: tblite is not" in words
+    assert "checked by the workers: the version of tblite (labels.code: tblite is not" in words
     assert "; recipe " not in words
 
 
@@ -733,8 +733,8 @@ def test_a_calculator_of_a_package_that_is_not_here_is_left_to_the_workers(call:
     status, out, _ = call("validate", spec)
     assert status == 0
     assert (
-        "left to the workers: the version of nomodule.Calculator (labels.settings.calculator: no "
-        "package 'nomodule' is installed)"
+        "checked by the workers: the version of nomodule.Calculator (labels.settings.calculator: "
+        "no package 'nomodule' is installed)"
     ) in " ".join(out.split())
 
 

@@ -98,11 +98,15 @@ def test_checks_leave_the_label_budget_to_the_campaign() -> None:
 @pytest.mark.parametrize(
     ("found", "why"),
     [
-        (DIFFERS, "forces of 5 .* by up to 0.06 eV/Å; allowed: 0.05 .* cancel this one and start"),
+        (
+            DIFFERS,
+            "forces of 5 .* by up to 0.06 eV/Å; allowed: 0.05 .* cancel this campaign and start",
+        ),
         (ComparedLabel(energy=3.0), "energies of 5 .* by up to 3 eV per atom"),
         (
             REJECTED,
-            "gives an imported frame no label: C1H4: scf: not converged. If a labeler is the",
+            "no label for an imported frame with the recipe in `labels`: C1H4: scf: not "
+            "converged. If a labeler is the",
         ),
     ],
 )
@@ -154,7 +158,7 @@ def test_resume_has_rejected_frames_computed_once_more() -> None:
     campaign.events.append(resumed(1))
     state = campaign.run()
     assert [c.frame.key for c in checks(campaign)] == [*KEYS, *KEYS[:2]]
-    assert "resume it to use the data as they are" in str(state.paused)
+    assert "to use the data as they are, resume" in str(state.paused)
     campaign.events.append(resumed(2))
     assert campaign.run(check_counters).finished
     assert len(checks(campaign)) == 7
@@ -171,7 +175,7 @@ def test_a_labeler_that_was_mended_gives_the_label_after_resume() -> None:
 def test_a_check_that_was_given_up_pauses_the_campaign_and_may_be_retried() -> None:
     campaign = comparing()
     command = given_up(campaign)
-    assert "no label: C1H4: after 1 attempt: it broke" in str(campaign.state.paused)
+    assert "`labels`: C1H4: after 1 attempt: it broke" in str(campaign.state.paused)
     campaign.events.append(retried(command.task))
     assert campaign.run().cross_check.over
     campaign.events.append(resumed())

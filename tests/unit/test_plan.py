@@ -91,7 +91,7 @@ def test_reference_trajectories_count_in_the_budget() -> None:
         "reference trajectories + 2 stages × 3 rounds × (10 + 5 audit))"
     ) in text
     assert "the labelers compute 5 of 20 imported labels again" in text
-    assert "5 single points of up to 5 atoms, beside the budget" in text
+    assert "5 single points of up to 5 atoms, not counted in budget.labels" in text
 
 
 def test_reference_dynamics_makes_as_many_single_points() -> None:
@@ -207,7 +207,7 @@ def test_cross_check_refuses_another_energy_zero() -> None:
 
 
 def test_cross_check_refuses_what_the_recipe_rejects() -> None:
-    with pytest.raises(SpecError, match="no label: C1H4: min-distance"):
+    with pytest.raises(SpecError, match=r"no label for an imported frame .*: C1H4: min-dist"):
         compare(gathered(), spec(), lambda frames: ["min-distance"] * len(frames))
 
 

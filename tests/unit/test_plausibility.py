@@ -112,7 +112,7 @@ def test_a_wrong_unit_is_found(
     ("trust", "forces", "absurd", "words"),
     [
         ({"low": 100, "high": 400}, None, True, "trust.low: 100 eV/Å; the unit is eV/Å"),
-        ({"low": 2, "high": 4}, None, False, "usual are 0.05 to 0.3"),
+        ({"low": 2, "high": 4}, None, False, "typical: 0.05 to 0.3"),
         ({"low": 100, "high": 400}, 0.5, True, "200 times the RMS force of the given labels"),
         ({"low": 0.5, "high": 1}, 0.1, False, "5 times the RMS force"),
         ({"low": 1e-4, "high": 1}, None, False, "below the noise"),
@@ -138,7 +138,7 @@ def test_trust_levels_of_stages_are_named() -> None:
 
 def test_the_absurd_is_refused_unless_forced() -> None:
     gathered = Gathered({}, [], [], [], ["odd"], absurd=["stages.0.md.timestep: 1 ps"])
-    with pytest.raises(SpecError, match=r"timestep: 1 ps \(--force starts it all the same\)"):
+    with pytest.raises(SpecError, match=r"timestep: 1 ps \(--force overrides this\)"):
         plausible(gathered, force=False)
     forced = plausible(gathered, force=True)
     assert (forced.warnings, forced.absurd) == (["stages.0.md.timestep: 1 ps", "odd"], [])

@@ -271,7 +271,8 @@ def test_submit_records_the_version_and_the_campaign_keeps_it(
     assert status == 0
     assert f"GFN2-xTB with tblite {HERE} (method" in said
     assert (
-        "left to the workers: the version of tblite (labels.code: tblite is not installed" in said
+        "checked by the workers: the version of tblite (labels.code: tblite is not installed"
+        in said
     )
     assert stored_spec(store, "light").labels.version == HERE
     first = submission(store, "light")

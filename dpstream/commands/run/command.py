@@ -59,7 +59,8 @@ def run(
         bool,
         typer.Option(
             "--amend",
-            help="If SPEC differs from the plan of the campaign, change the plan after a question.",
+            help="If SPEC differs from the plan of the campaign, change the plan after "
+            "confirmation.",
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --amend: do not ask.")] = False,

@@ -150,7 +150,7 @@ def _verdict(
         for line in export(store, now.name, folder):
             say(console, line)
     if can_go_on(view.state):
-        say(notes, "next: mend what it was, then type dpstream run SPEC --amend")
+        say(notes, "next: remove the cause, then type dpstream run SPEC --amend")
     elif now.verdict == "not-converged" and goes_on:
         say(notes, f"next: {goes_on}")
     return 0 if now.verdict == "converged" else 1

@@ -8,8 +8,8 @@ from dpstream.commands.import_dpgen import read_machine_file
 from dpstream.commands.options import (
     SUBMIT_ONLY,
     AsJson,
+    CheckHere,
     Code,
-    CrossCheck,
     Force,
     MachinePath,
     Mode,
@@ -29,14 +29,14 @@ def validate(
     machine: MachinePath = None,
     mode: Mode = None,
     code: Code = None,
-    cross_check: CrossCheck = False,
+    cross_check: CheckHere = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a spec and all files it names, and print the plan. Starts nothing.
 
-    With --cross-check, the imported labels that a campaign has its labelers compute again are
-    compared with the recipe now, on this machine.
+    With --cross-check, a few imported labels are computed again on this machine and compared with
+    the recipe.
     """
     machines = read_machine_file(spec, machine)
     loaded, gathered, recipe = prepared(spec, mode, None, None, code, machines)

@@ -10,9 +10,9 @@ from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.values import FrameRef, Ref
 
-FIXED = "The recipe of a campaign cannot change: cancel this one and start another"
-ACCEPT = f"{FIXED}, or resume it to use the data as they are"
-MEND = f"If a labeler is the cause, mend it and resume: these frames are computed again. {FIXED}"
+FIXED = "If the recipe is wrong, cancel this campaign and start another (a recipe cannot change)"
+ACCEPT = f"{FIXED}; to use the data as they are, resume"
+MEND = f"If a labeler is the cause, fix it and resume: these frames are computed again. {FIXED}"
 """Of frames without a label."""
 
 

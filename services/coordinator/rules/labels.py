@@ -22,7 +22,7 @@ from dpstream.shared.values import Dataset, FrameRef, Ref, is_offered, stable_id
 BUNDLE_SECONDS = 1.0
 """Work in a label task, s: much more than a message costs, and little to lose."""
 MEND = (
-    "If a labeler is the cause, mend it and resume: these frames are labelled again. If "
+    "If a labeler is the cause, fix it and resume: these frames are labelled again. If "
     "labels.settings are, cancel and start a campaign with others"
 )
 AGAIN = "They were labelled again; resume goes on without them, cancel ends the campaign"

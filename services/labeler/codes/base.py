@@ -193,7 +193,7 @@ def installed_version(distribution: str, extra: str = "labeler") -> str:
     except metadata.PackageNotFoundError:
         raise SpecError(
             f"labels.code: {distribution} is not installed; pip install 'dpstream[{extra}]', or "
-            "state the workers' version in labels.version to submit it from here"
+            "use dpstream submit to run the campaign on a deployment"
         ) from None
 
 

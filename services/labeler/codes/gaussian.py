@@ -78,7 +78,7 @@ class GaussianSettings(CodeSettings):
 def _check_route(words: Collection[str]) -> None:
     """Raises ValueError unless the route section asks for forces of an SCF energy alone."""
     if "force" not in words:
-        raise ValueError("keywords: should contain force: a label needs forces")
+        raise ValueError("keywords: add force; a label needs forces")
     for word in words:
         if word in OTHER_TASKS:
             raise ValueError(

@@ -60,7 +60,10 @@ class SiestaSettings(WithPotentials):
             if key in NOT_THE_USERS:
                 raise ValueError(f"{line!r}: remove it; dpstream writes it")
             if key.startswith(COMMANDED):
-                raise ValueError(f"{line!r}: not allowed: it includes, runs or obeys others")
+                raise ValueError(
+                    f"{line!r}: not allowed: it includes other files, runs programs or lets "
+                    "another process control SIESTA"
+                )
         return text
 
 

@@ -118,7 +118,7 @@ def _check_tags(tags: Mapping[str, str]) -> None:
         raise ValueError("incar: ML_LMLFF: remove it; its forces are not those of the functional")
     if number_of(tags.get("ICHARG", ""), 0) >= 10:
         raise ValueError(
-            "incar: ICHARG: remove it; from 10 on VASP needs a CHGCAR and keeps its density"
+            "incar: ICHARG: remove it; values from 10 on read a CHGCAR and keep its density fixed"
         )
     if FORCELESS.match(tags.get("ALGO", "").upper()):
         raise ValueError(f"incar: ALGO: {tags['ALGO']} computes no forces; use e.g. Normal or Fast")
