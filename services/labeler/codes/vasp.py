@@ -109,9 +109,7 @@ def _check_tags(tags: Mapping[str, str]) -> None:
     anything but energy and forces of one frame."""
     refuse(tags, NOT_THE_USERS, "incar: ")
     if number_of(tags.get("NSW", ""), 0) > 0:
-        raise ValueError(
-            "incar: NSW: remove it; a label is a single point, so that atoms must not move"
-        )
+        raise ValueError("incar: NSW: remove it; a label is a single point, so atoms must not move")
     if number_of(tags.get("IMAGES", ""), 0) > 0:
         raise ValueError("incar: IMAGES: remove it; a label is the single point of one frame")
     if is_true(tags.get("ML_LMLFF", "")):
