@@ -161,6 +161,7 @@ CHANGES: dict[str, Callable[[Spec], Spec]] = {
 }
 
 
+@pytest.mark.slow
 @examples(150, usual=5)
 @given(
     SEEDS,

@@ -290,6 +290,7 @@ def test_a_cut_ledger_pauses_its_campaign(store: FolderStore) -> None:
 # ------------------------------------------------------------------------------- release 0.1.0
 
 
+@pytest.mark.slow
 def test_a_ledger_of_release_0_1_0_is_chained_from_its_next_segment_on(tmp_path: Path) -> None:
     old = unpack("killed", tmp_path)
     ledger, _ = Ledger.open(old.store, old.name)

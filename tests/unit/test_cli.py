@@ -727,6 +727,7 @@ def test_a_calculator_that_does_not_exist(
     assert refused("run", spec).startswith(f"bad.yaml: labels.settings.calculator: {line}")
 
 
+@pytest.mark.slow
 def test_a_calculator_of_a_package_that_is_not_here_is_left_to_the_workers(call: Call) -> None:
     settings = {"calculator": "nomodule.Calculator"}
     spec = changed("labels", {"code": "ase", "settings": settings})

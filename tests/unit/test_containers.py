@@ -199,6 +199,7 @@ def test_everything_an_image_imports_is_in_its_lock(
             assert found & installed, f"{file.relative_to(ROOT)} imports {name}"
 
 
+@pytest.mark.slow
 def test_an_image_has_every_module_of_ours_that_it_imports(dockerfile: Dockerfile) -> None:
     for file in python_files(dockerfile):
         for name in imported(file):

@@ -167,6 +167,7 @@ def test_workers_that_cannot_start_pause_their_pool_ever_longer(harness: Harness
     assert reconciler.status.pools["cpu"].reason == ""
 
 
+@pytest.mark.slow
 def test_a_pool_whose_workers_decline_everything_makes_way_for_the_next_one(
     harness: Harness,
 ) -> None:

@@ -267,6 +267,7 @@ def test_a_late_check_changes_nothing_once_the_verdict_is_known() -> None:
     assert decide(state, again) == (state, ())
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**31),
     found=st.lists(st.sampled_from([AGREES, DIFFERS, REJECTED]), max_size=5),

@@ -784,6 +784,7 @@ def test_selection_passes_over_what_was_asked_for_before() -> None:
     assert asked <= json.loads(pools[-1].body)["taken"].keys()
 
 
+@pytest.mark.slow
 def test_a_snapshot_keeps_the_offers() -> None:
     campaign = with_offers("streaming", seed=5)
     campaign.until(lambda state: state.proposals.offers and state.proposals.unscreened)

@@ -131,6 +131,7 @@ def test_why(old: OldCampaign, call: Call) -> None:
         assert figures(call(old, "why", key)) == expected
 
 
+@pytest.mark.slow
 def test_export(old: OldCampaign, call: Call, tmp_path: Path) -> None:
     call(old, "export", "--output", "out")
     expected = {*old.expected["export"], CHECKSUMS, f"dataset/{CARD}"}

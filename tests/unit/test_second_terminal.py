@@ -115,6 +115,7 @@ def test_without_a_run_it_says_how_to_have_it_verified_again(call: Call) -> None
 # ------------------------------------------------------------------------- requests
 
 
+@pytest.mark.slow
 def test_status_and_watch_say_that_nothing_runs(call: Call) -> None:
     remark = "no dpstream run is at work on it in runs; next: dpstream run SPEC"
     with at_work(ROOT, "small") as run:
@@ -127,6 +128,7 @@ def test_status_and_watch_say_that_nothing_runs(call: Call) -> None:
     assert "next: dpstream resume small, or dpstream run SPEC" in call("status", "small")[1]
 
 
+@pytest.mark.slow
 def test_a_run_is_paused_resumed_and_cancelled(call: Call) -> None:
     with at_work(ROOT, "small") as run:
         exploring(run)
@@ -292,6 +294,7 @@ def test_a_stage_is_appended_while_a_run_is_at_work(call: Call) -> None:
     assert "cold converged, hot converged" in said
 
 
+@pytest.mark.slow
 def test_an_urgent_amendment_does_not_wait_behind_another(call: Call) -> None:
     of: dict[str, Any] = {"name": "slow", "mode": "lockstep"}
     spec, gathered, recipe = prepared(Path(write("slow.yaml", **of)), None, None, engines=False)

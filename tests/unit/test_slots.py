@@ -155,6 +155,7 @@ def engine_of(resources: Any) -> ChildProcess:
     return found
 
 
+@pytest.mark.slow
 def test_each_slot_has_an_engine_and_a_folder_of_its_own(tmp_path: Path) -> None:
     everything = [
         *trainer.plans(settings(TrainerSettings, trainer_slots=3), tmp_path / "trainer"),

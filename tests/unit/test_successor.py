@@ -115,6 +115,7 @@ def keys(frames: list[Frame]) -> list[str]:
     return [frame_key(frame) for frame in frames]
 
 
+@pytest.mark.slow
 def test_nothing_of_a_campaign_is_lost(
     old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def test_damage_is_printed_with_quiet(call: Call, tmp_path: Path) -> None:
     assert (status, out.splitlines()[0][:9]) == (1, "damaged: ")
 
 
+@pytest.mark.slow
 def test_warnings_are_printed_with_quiet(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     water = Path(__file__).parents[2] / "examples" / "water" / "campaign.yaml"
     assert "\nwarning: systems.water: Gamma point only" in call("validate", str(water))[1]
