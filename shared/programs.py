@@ -72,6 +72,15 @@ class Programs(BaseModel):
         """When the oldest of these statements was made, seconds since the epoch."""
         return min(each.time for each in self._statements(queue, program).values())
 
+    def words(self, queue: str) -> str:
+        """What workers of a queue have stated, for people."""
+        names = sorted({name for each in self.queues[queue].values() for name in each.programs})
+        return "; ".join(
+            f"{name} {version} ({group})".replace("  ", " ")
+            for name in names
+            for group, version in self.versions(queue, name).items()
+        )
+
     def _statements(self, queue: str, program: str) -> dict[str, Stated]:
         groups = self.queues.get(queue, {})
         known = [each.time for each in groups.values() if each.programs.get(program)]

@@ -4,6 +4,7 @@ never stands in the coordinator's way."""
 from __future__ import annotations
 
 import base64
+import json
 import socket
 import threading
 import time
@@ -31,6 +32,7 @@ from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.errors import SpecError
 from dpstream.shared.settings import read_settings
 from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import PROGRAMS
 from tests.support.archived import frames_of
 from tests.support.campaign_simulator import key
 from tests.support.coordinator import CoordinatorHarness, first_task, small
@@ -57,6 +59,16 @@ def get(site: CoordinatorHarness, path: str) -> Any:
     answer = client(site).get(path)
     assert answer.status_code == 200, answer.text
     return answer.json()
+
+
+# ------------------------------------------------------------------------------------ workers
+
+
+def test_what_workers_state(site: CoordinatorHarness) -> None:
+    assert get(site, "/workers") == {"queues": {}}
+    stated = {"node-1": {"time": 5.0, "programs": {"tblite": "0.7.0"}}}
+    site.store.put(PROGRAMS, json.dumps({"queues": {"label.tblite": stated}}).encode())
+    assert get(site, "/workers")["queues"]["label.tblite"] == stated
 
 
 # ---------------------------------------------------------------------------------- campaigns

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from ase.build import molecule
 
+from dpstream.commands.doctor import servers
 from dpstream.inputs.gather import Gathered
 from dpstream.running.check_here import check_here
 from dpstream.running.workers_version import with_workers_version
@@ -298,3 +299,16 @@ def test_imported_labels_are_compared_here_only_where_the_code_is(
         SpecError, match=r"^--cross-check: computes labels on this machine: labels\."
     ):
         check_here(data, of, make_recipe(labels))
+
+
+def test_what_workers_state_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FolderStore(tmp_path)
+    programs = Programs().started(started("0.7.0"), 10.0)
+    programs = programs.started(started("0.8.0", pool="spot"), 20.0)
+    store.put(PROGRAMS, programs.model_dump_json().encode())
+    assert programs.words("label.tblite") == "tblite 0.7.0 (node-1); tblite 0.8.0 (pool spot)"
+    monkeypatch.setattr(servers, "is_folder", lambda root: False)
+    found = {finding.part: finding.detail for finding in servers.examine_store(str(tmp_path))}
+    assert found["workers of label.tblite"] == programs.words("label.tblite")
+    store.put(PROGRAMS, b"no JSON")
+    assert [finding.part for finding in servers.examine_store(str(tmp_path))] == ["store"]

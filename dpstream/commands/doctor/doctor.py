@@ -15,22 +15,23 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from dpstream.commands.doctor.finding import Finding, State
 from dpstream.commands.doctor.label_one import label_one, show_one, smallest
+from dpstream.commands.doctor.servers import examine_broker, examine_store
 from dpstream.commands.options import DEFAULT_ROOT, AsJson, Broker, Root, prepared
 from dpstream.inputs.check_installed import check_engines
-from dpstream.running.connection import is_folder, open_bus, open_store
+from dpstream.running.connection import is_folder
 from dpstream.running.label_here import LabelMethod
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.base import FileCode
@@ -75,22 +76,11 @@ text = f"{l.version()}; packages {', '.join(sorted(present))}"
 print(text + "".join(f", no {name}" for name in sorted(useful - present)))
 """
 Own = tuple[LabelSettings, Mapping[str, bytes], Frame, Spec]
-State = Literal["works", "missing", "absent"]
 MARKS = {
     "works": "[green]works[/]",
     "missing": "[red]missing[/]",
     "absent": "[dim]not installed[/]",
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One row of the table. *missing*: required; *absent*: only some campaigns require it."""
-
-    part: str
-    state: State
-    detail: str
-    fix: str = ""
 
 
 def doctor(
@@ -136,7 +126,7 @@ def examine(path: Path | None, root: str, broker: str | None) -> list[Finding]:
     with ThreadPoolExecutor(2) as pool:
         deepmd, lammps = pool.submit(_deepmd, spec), pool.submit(_lammps)
         labels = list(_labels(own))
-        servers = [*_folders(), *_store(root), *_broker(broker)]
+        servers = [*_folders(), *examine_store(root), *examine_broker(broker)]
         first = [_machine(), _confinement(), *_gpus(), _disk(root), *about_spec]
         return [*first, *deepmd.result(), lammps.result(), *labels, *servers]
 
@@ -373,31 +363,3 @@ def _place(variable: str, path: Path) -> Finding:
         return Finding(variable, "missing", f"{path}: no such file or folder", f"set {variable}")
     count = f", {sum(1 for _ in path.iterdir())} files" if path.is_dir() else ""
     return Finding(variable, "works", f"{path}{count}")
-
-
-# ------------------------------------------------------------------------------ servers
-
-
-def _store(root: str) -> Iterator[Finding]:
-    """Whether the bucket answers, accepts the keys, and refuses to create an object twice."""
-    if is_folder(root):
-        return
-    try:
-        open_store(root)
-    except DpstreamError as error:
-        fix = "check DPSTREAM_STORE, DPSTREAM_STORE_ENDPOINT, _REGION and the keys"
-        yield Finding("store", "missing", f"{root}: {error}", fix)
-    else:
-        yield Finding("store", "works", root)
-
-
-def _broker(broker: str | None) -> Iterator[Finding]:
-    if broker is None:
-        return
-    try:
-        with closing(open_bus(broker)):
-            yield Finding("broker", "works", "reachable; accepts the user")
-    except DpstreamError as error:
-        yield Finding(
-            "broker", "missing", str(error), "check DPSTREAM_BROKER; dpstream access creates users"
-        )

@@ -33,6 +33,7 @@ from dpstream.services.coordinator.views.overview import (
 from dpstream.services.coordinator.views.tasks import TaskLine
 from dpstream.services.coordinator.views.why import why
 from dpstream.shared.errors import CorruptLedger, NotFound, SpecError, StoreError
+from dpstream.shared.programs import Programs
 from dpstream.shared.values import Name
 
 UNGUARDED = ("/healthz", "/readyz")
@@ -186,6 +187,10 @@ def _fleet(app: FastAPI, read_access: ReadAccess) -> None:
         if status is None:
             raise NotFound("no fleet file: DPSTREAM_FLEET is not set")
         return status
+
+    @app.get("/workers", summary="What labelers have stated to run, by queue and group of workers")
+    def workers() -> Programs:
+        return Programs.read(read_access.coordinator.store)
 
     @app.get("/fleet/wanted/{pool}", summary="The wanted workers of one pool, for KEDA")
     def wanted(pool: Name) -> Wanted:
