@@ -53,6 +53,11 @@ class ExitLimits:
             self._closed = self._closed or self._is_idle_for_long() or self._is_of_no_use()
             return self._is_full() or not self._has_time(0.0)
 
+    def begin(self) -> None:
+        """The process is connected: it is idle from now on."""
+        with self._lock:
+            self._idle_since = time.monotonic()
+
     def admit(self, kind: type[Message] | None = None) -> bool:
         """Reserve a place for one more task, a command of this kind, until `release`; False if a
         limit is reached."""

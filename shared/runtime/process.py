@@ -184,6 +184,7 @@ class WorkerThreads:
         """Work until `stopping` is set or an exit limit is reached; returns the exit status. Raises
         `Refused` if broker or store keep refusing a worker's rights, Useless if an exit limit was
         reached and every task was declined."""
+        self.limits.begin()
         self._start(bus, store, stopping)
         self._announce(bus)
         where = {"device": str(self.device)} if self.device else {}

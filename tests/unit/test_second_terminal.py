@@ -431,7 +431,8 @@ def test_an_amendment_of_a_deployment_is_no_option_of_run(call: Call) -> None:
 
 
 def test_a_new_campaign_begins_with_the_amended_plan(call: Call) -> None:
-    with at_work(ROOT, "small"):
+    with at_work(ROOT, "small") as run:
+        run.until(lambda state: state.submitted)
         more = write("more.yaml", stages=[*SPEC["stages"], HOT], budget={"rounds": 3})
         assert call("amend", "small", more, "--yes")[0] == 0
     assert call("new", "next", "--from", "small")[::2] == (0, "")

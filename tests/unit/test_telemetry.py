@@ -239,6 +239,13 @@ def test_a_task_far_beyond_its_time_is_stuck(
     assert worker.stuck is None
 
 
+def test_idle_time_counts_from_when_the_process_is_connected() -> None:
+    limits = ExitLimits(idle_exit=0.05)
+    threading.Event().wait(0.1)
+    limits.begin()
+    assert not limits.over
+
+
 def test_an_idle_shift_ends_only_when_nobody_works() -> None:
     limits = ExitLimits(idle_exit=0.05)
     assert limits.admit()
