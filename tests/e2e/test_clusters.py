@@ -19,6 +19,7 @@ from dpstream.services.explorer.selection.clusters import cluster
 from dpstream.shared.atoms.frames import Batch, Frame, canonical, from_ase, to_ase
 from dpstream.shared.messages import CandidatesSelected, LabelsDone
 from dpstream.shared.store.folder import FolderStore
+from tests.support.small_campaign import water_training
 
 RADIUS = 3.2
 SPEC: dict[str, Any] = {
@@ -27,17 +28,7 @@ SPEC: dict[str, Any] = {
     "type_map": ["H", "O"],
     "systems": {"water": {"structures": ["box.extxyz"]}},
     "initial": {"data": ["init.extxyz"]},
-    "training": {
-        "members": 2,
-        "min_steps": 200,
-        "max_steps": 200,
-        "input": {
-            "model": {
-                "descriptor": {"rcut": 4.0, "sel": [30, 15], "neuron": [4, 8], "axis_neuron": 2},
-                "fitting_net": {"neuron": [16, 16]},
-            }
-        },
-    },
+    "training": water_training(200),
     "trust": {"low": 0.001, "high": 1000},
     "stages": [
         {

@@ -18,6 +18,7 @@ from dpstream.shared.atoms.frames import Batch, min_distance, to_ase
 from dpstream.shared.messages import CandidatesSelected, ChunkExplored, LabelsDone, TaskFailed
 from dpstream.shared.store.folder import FolderStore
 from tests.support.gromacs import MDP, SPCE, needs_gromacs, water_box
+from tests.support.small_campaign import water_training
 
 EDGE = 3
 PME = MDP.replace("reaction-field", "PME").replace("0.45", "0.43")
@@ -27,17 +28,7 @@ SPEC: dict[str, Any] = {
     "type_map": ["H", "O"],
     "systems": {"water": {"structures": ["box.extxyz"]}},
     "initial": {"perturb": {"copies": 3, "displace": 0.03}},
-    "training": {
-        "members": 2,
-        "min_steps": 100,
-        "max_steps": 100,
-        "input": {
-            "model": {
-                "descriptor": {"rcut": 4.0, "sel": [30, 15], "neuron": [4, 8], "axis_neuron": 2},
-                "fitting_net": {"neuron": [16, 16]},
-            }
-        },
-    },
+    "training": water_training(100),
     "trust": {"low": 0.001, "high": 1000},
     "stages": [
         {

@@ -135,3 +135,10 @@ def wait_until(condition: Any, seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
+
+
+def water_training(steps: int) -> dict[str, Any]:
+    """Two small members for water, trained for so many steps."""
+    descriptor = {"rcut": 4.0, "sel": [30, 15], "neuron": [4, 8], "axis_neuron": 2}
+    model = {"descriptor": descriptor, "fitting_net": {"neuron": [16, 16]}}
+    return {"members": 2, "min_steps": steps, "max_steps": steps, "input": {"model": model}}
