@@ -43,6 +43,7 @@ pytest_plugins = [
     "tests.support.code_settings",
     "tests.support.coordinator",
     "tests.support.log_lines",
+    "tests.support.one_parser",
     "tests.support.worker",
     "tests.support.rabbit_server",
     "tests.support.s3_server",

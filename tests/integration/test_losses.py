@@ -41,6 +41,7 @@ def test_forces_are_learned_by_their_prefactors_only(trainer: TrainerHarness, pl
     assert energy.measured(TRIMERS)["force"] > 1.5 * plain.errors["rmse_f_trn"]
 
 
+@pytest.mark.soak
 def test_virials_alone_teach_if_their_prefactors_say_so(trainer: TrainerHarness) -> None:
     """One atom in a strained cell; energy and force weigh nothing."""
     rng = np.random.default_rng(3)

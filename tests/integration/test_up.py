@@ -200,6 +200,7 @@ def check_that_it_converges(site: Site, watching: subprocess.Popen[str]) -> None
     assert "the final model" in site.user("export")
 
 
+@pytest.mark.soak
 def test_workers_come_with_the_work_and_leave_after_it(site: Site) -> None:
     """`dpstream up --fleet`: no labeler before there are frames to label, at most two then, none
     when nothing is left to do."""

@@ -26,6 +26,8 @@ from dpstream.shared.runtime.child_process import Limits
 from dpstream.shared.runtime.parser import MIB, Parser
 from dpstream.shared.spec import Spec
 
+pytestmark = pytest.mark.usefixtures("one_parser")
+
 RNG = np.random.default_rng(5)
 
 

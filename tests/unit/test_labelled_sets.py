@@ -28,6 +28,8 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import LabelledSet
 from tests.support.vasprun import EDGE, vasprun
 
+pytestmark = pytest.mark.usefixtures("one_parser")
+
 DATA = os.environ.get("DPSTREAM_TEST_DATA")
 recorded = pytest.mark.skipif(DATA is None, reason="DPSTREAM_TEST_DATA names no recorded outputs")
 OUTPUTS = Path(DATA or "") / "outputs"

@@ -44,6 +44,8 @@ from tests.support.archived import frames_of
 from tests.support.campaign_simulator import CampaignSimulator, spec
 from tests.support.lossy_delivery import LossyDelivery
 
+pytestmark = pytest.mark.usefixtures("one_parser")
+
 
 def shaken(formula: str = "CH4", count: int = 6) -> list[Any]:
     """Atoms with labels made up, the last one a copy of the first."""

@@ -34,6 +34,8 @@ from dpstream.shared.spec import Spec
 from dpstream.shared.spec.dimers import dimer_keys
 from dpstream.shared.store.folder import FolderStore
 
+pytestmark = pytest.mark.usefixtures("one_parser")
+
 TYPES = [1, 0, 1]
 """H, C, H in a type map of C, H: canonical order moves them."""
 
