@@ -32,10 +32,10 @@ PYTHONS := 3.10 3.11 3.12 3.13
 demo: $(STAMP)
 	$(BIN)/dpstream run examples/methane/campaign.yaml
 
-# Five workers on two cores: many tests wait for a server, a lease or a killed process.
+# Four workers on two cores: many tests wait for a server, a lease or a killed process.
 test: $(STAMP) $(PYTORCH)/.installed servers codes
-	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not pytorch" tests
-	$(PYTORCH)/bin/python -m pytest -n 3 --dist loadfile $(PYTORCH_TESTS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not pytorch" tests
+	$(PYTORCH)/bin/python -m pytest -n 2 --dist loadfile $(PYTORCH_TESTS)
 
 check: lint
 	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m "not server and not slow" --durations 5 tests/unit tests/contract
@@ -53,7 +53,7 @@ versions: $(STAMP)
 # The images' tests are among all tests.
 soak: images $(PYTORCH)/.installed servers grid-engine codes
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not pytorch" tests
-	DPSTREAM_SOAK=1 $(PYTORCH)/bin/python -m pytest -n 3 --dist loadfile $(PYTORCH_TESTS)
+	DPSTREAM_SOAK=1 $(PYTORCH)/bin/python -m pytest -n 2 --dist loadfile $(PYTORCH_TESTS)
 	if $(PYTHON312) --version >/dev/null 2>&1; then $(MAKE) npt; else \
 	  echo "there is no $(PYTHON312): npt of the engine batched is not tested"; fi
 
