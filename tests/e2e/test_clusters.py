@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from dpstream.services.explorer.selection.clusters import cluster
 from dpstream.shared.atoms.frames import Batch, Frame, canonical, from_ase, to_ase
 from dpstream.shared.messages import CandidatesSelected, LabelsDone
 from dpstream.shared.store.folder import FolderStore
+from tests.support.command_line import dpstream
 from tests.support.small_campaign import water_training
 
 RADIUS = 3.2
@@ -86,10 +84,8 @@ def write_inputs(folder: Path) -> Path:
 def test_clusters_of_periodic_frames_are_labelled_and_trained_on(tmp_path: Path) -> None:
     spec, root = write_inputs(tmp_path), tmp_path / "root"
     words = ("run", spec, "--root", root, "--workers", "trainer=1,explorer=1,labeler=1")
-    command = [sys.executable, "-m", "dpstream", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "was explored once" in " ".join(done.stdout.split())
+    said = " ".join(dpstream(*words, status=1).split())
+    assert "was explored once" in said
     store = FolderStore(root)
     heard = list(read_messages(store, "clusters"))
     (chosen,) = (m for m in heard if isinstance(m, CandidatesSelected))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,6 +18,7 @@ from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import Audit, CandidatesSelected, Explore, Message, StageEnded
 from dpstream.shared.store.folder import FolderStore
 from tests.support import dpgen_methane
+from tests.support.command_line import dpstream
 from tests.support.small_campaign import labelled, state_of
 
 DATA = os.environ.get("DPSTREAM_TEST_DATA")
@@ -37,19 +37,6 @@ def document() -> dict[str, Any]:
         return ours
     theirs: dict[str, Any] = json.loads((Path(DATA) / REAL).read_text())
     return {**theirs, **{key: ours[key] for key in SMALL}}
-
-
-def dpstream(*words: object, status: int = 0, **environment: str) -> str:
-    command = [sys.executable, "-m", "dpstream", *map(str, words)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "200", **environment},
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

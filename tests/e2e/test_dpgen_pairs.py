@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,22 +11,11 @@ import pytest
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import CandidatesSelected, LabelsDone, StageEnded
 from dpstream.shared.store.folder import FolderStore
+from tests.support.command_line import dpstream
 from tests.support.dpgen_pairs import PAIRS, prepared
 
 DATA = os.environ.get("DPSTREAM_TEST_DATA")
 PROGRAMS = {"cp2k": "cp2k.psmp", "pwscf": "pw.x"}
-
-
-def dpstream(*words: object, status: int = 0, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "dpstream", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "200", **environment},
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return " ".join(done.stdout.split())
 
 
 @pytest.mark.soak
@@ -46,6 +33,7 @@ def test_a_pair_of_dpgen_runs_to_its_end(name: str, tmp_path: Path) -> None:
     dpstream(*label, "-o", folder / "labelled", "--store", root)
     words = ("run", param, machine, *code, *pair.options, "--root", root)
     said = dpstream(*words, "--workers", "trainer=1,explorer=1,labeler=1", status=1)
+    said = " ".join(said.split())
     assert "stage job-000 was explored once" in said
     heard = list(read_messages(FolderStore(root), name))
     assert [m.stage for m in heard if isinstance(m, StageEnded)] == [0, 1]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.atoms.frames import Batch, min_distance, to_ase
 from dpstream.shared.messages import CandidatesSelected, ChunkExplored, LabelsDone, TaskFailed
 from dpstream.shared.store.folder import FolderStore
+from tests.support.command_line import dpstream
 from tests.support.gromacs import MDP, SPCE, needs_gromacs, water_box
 from tests.support.small_campaign import water_training
 
@@ -61,10 +59,7 @@ def write_inputs(folder: Path) -> Path:
 def test_frames_of_gromacs_are_judged_labelled_and_trained_on(tmp_path: Path) -> None:
     spec, root = write_inputs(tmp_path), tmp_path / "root"
     words = ("run", spec, "--root", root, "--workers", "trainer=1,explorer=1,labeler=1")
-    command = [sys.executable, "-m", "dpstream", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-    assert done.returncode == 1, done.stdout + done.stderr
-    said = " ".join(done.stdout.split())
+    said = " ".join(dpstream(*words, status=1).split())
     assert "GROMACS with the force field of the topology; the committee only judges" in said
     assert "was explored once" in said
     store = FolderStore(root)

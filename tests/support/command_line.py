@@ -1,7 +1,9 @@
-"""Runs the `dpstream` command in the process of a test, as typed in a shell."""
+"""Runs the `dpstream` command, as typed in a shell, in the process of a test or in its own."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from contextlib import nullcontext
 
@@ -21,6 +23,19 @@ def run_command(
         cli.main()
     printed = capture.readouterr()
     return int(ended.value.code or 0), printed.out, printed.err
+
+
+def dpstream(*words: object, status: int = 0, **environment: str) -> str:
+    """Standard output of `dpstream WORDS…` in a process of its own, which ends with `status`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dpstream", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
 
 
 def with_embedded_broker(monkeypatch: pytest.MonkeyPatch) -> InProcessBus:

@@ -275,12 +275,19 @@ def test_a_task_whose_worker_falls_silent_is_issued_again(harness: CoordinatorHa
     assert tasks_of(open_campaign.state)[command.task].lapses == 1
 
 
-def test_an_outage_at_the_end_of_a_lease_loses_no_task(harness: CoordinatorHarness) -> None:
+def first_training(harness: CoordinatorHarness) -> m.Train:
+    """Published and not claimed, in a new campaign."""
     harness.submit(small())
     while not (trainings := harness.published("train")):
         harness.work()
         harness.step()
-    harness.publish(harness.world.answer(trainings[0])[0])
+    command: m.Train = trainings[0]
+    return command
+
+
+def test_an_outage_at_the_end_of_a_lease_loses_no_task(harness: CoordinatorHarness) -> None:
+    command = first_training(harness)
+    harness.publish(harness.world.answer(command)[0])
     harness.step()
     harness.pass_time(LEASE)
     harness.now += 1.0
@@ -290,8 +297,8 @@ def test_an_outage_at_the_end_of_a_lease_loses_no_task(harness: CoordinatorHarne
         harness.step()
     harness.coordinator.store = good
     harness.pass_time(20.0)
-    again = [(c.task, c.attempt) for c in harness.published() if c.task == trainings[0].task]
-    assert again == [(trainings[0].task, 2)]
+    again = [(c.task, c.attempt) for c in harness.published() if c.task == command.task]
+    assert again == [(command.task, 2)]
 
 
 @pytest.mark.parametrize("proof", ["right", "wrong"])
@@ -299,11 +306,7 @@ def test_a_stored_training_is_not_repeated_because_its_event_was_lost(
     harness: CoordinatorHarness, proof: str
 ) -> None:
     """An earlier coordinator, say, did not understand the event of a newer trainer."""
-    harness.submit(small())
-    while not (trainings := harness.published("train")):
-        harness.work()
-        harness.step()
-    command = trainings[0]
+    command = first_training(harness)
     claimed, trained = harness.world.answer(command)
     harness.publish(claimed.model_copy(update={"proof_sha256": digest("right")}))
     stored = b"\n".join((encode(command), encode(trained), proof.encode()))

@@ -134,7 +134,7 @@ def _has_thread_mpi(program: str, working: Path) -> bool:
 
 def _failure(command: list[str], working: Path, answers: str = "") -> str | None:
     """Run a command in `working`; returns why it failed, or None. Raises RuntimeError if it was
-    killed, which is no fault of the files."""
+    killed: the files need not be the cause."""
     (working / "answers").write_text(answers)
     environment = {**os.environ, "GMX_MAXBACKUP": "-1"}
     with (working / LOG).open("wb") as log, (working / "answers").open("rb") as given:
