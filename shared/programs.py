@@ -24,7 +24,7 @@ SETTLED = 3600.0
 """Seconds after which the same statement is written again, with its new time."""
 
 
-class Stated(BaseModel):
+class StatedPrograms(BaseModel):
     """What one group of workers, those of a pool or of a host, runs: versions by program, empty
     where they are not known. `time`: of the last start, seconds since the epoch."""
 
@@ -39,7 +39,7 @@ class Programs(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    queues: dict[str, dict[str, Stated]] = {}
+    queues: dict[str, dict[str, StatedPrograms]] = {}
 
     @staticmethod
     def read(store: Store) -> Programs:
@@ -51,7 +51,7 @@ class Programs(BaseModel):
 
     def started(self, event: ProcessStarted, now: float) -> Programs:
         """With what a worker states that starts `now`; the same object if that is nothing new."""
-        stated = Stated(time=now, programs=_within_limits(event.programs))
+        stated = StatedPrograms(time=now, programs=_within_limits(event.programs))
         group = f"pool {event.pool}" if event.pool else event.host[:LONGEST]
         queues = dict(self.queues)
         for queue in filter(_is_of_labels, event.queues[:MOST_QUEUES]):
@@ -81,7 +81,7 @@ class Programs(BaseModel):
             for group, version in self.versions(queue, name).items()
         )
 
-    def _statements(self, queue: str, program: str) -> dict[str, Stated]:
+    def _statements(self, queue: str, program: str) -> dict[str, StatedPrograms]:
         groups = self.queues.get(queue, {})
         known = [each.time for each in groups.values() if each.programs.get(program)]
         newest = max(known, default=0.0)
@@ -92,7 +92,7 @@ class Programs(BaseModel):
         }
 
 
-def _newest(queues: dict[str, dict[str, Stated]]) -> dict[str, dict[str, Stated]]:
+def _newest(queues: dict[str, dict[str, StatedPrograms]]) -> dict[str, dict[str, StatedPrograms]]:
     """The queues with the newest statements: a worker may name any queue."""
 
     def age(queue: str) -> float:

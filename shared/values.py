@@ -313,7 +313,7 @@ class Rejected(Value):
         return f"{self.rule}: {NUMBERS.sub('#', self.detail)}"
 
 
-class Pool(Value):
+class CandidatePool(Value):
     """Input of a select task, stored as an object that the command refers to."""
 
     candidates: tuple[PoolItem, ...] = ()

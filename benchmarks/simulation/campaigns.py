@@ -12,7 +12,7 @@ from typing import Any
 from dpstream.services.coordinator.fleet import reconciler
 from dpstream.services.coordinator.fleet.pools import FleetFile
 from dpstream.services.coordinator.garbage import collect_rarely
-from dpstream.services.coordinator.simulation.outcome import Outcome
+from dpstream.services.coordinator.simulation.outcome import SimulationOutcome
 from dpstream.services.coordinator.simulation.simulation import Simulation, Submission
 from dpstream.shared.logs import configure
 from tests.support.campaign_simulator import ref, spec, submission
@@ -99,7 +99,7 @@ class Run:
     of the turns of its reconciler, s; the longest `plan`, s; peak memory of the whole process,
     bytes; wall time, s."""
 
-    outcome: Outcome
+    outcome: SimulationOutcome
     loop: float
     turns: float
     longest_plan: float

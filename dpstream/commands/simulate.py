@@ -24,7 +24,7 @@ from dpstream.running.submit import submit
 from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
 from dpstream.services.coordinator.garbage import collect_rarely
 from dpstream.services.coordinator.simulation.observed import observed
-from dpstream.services.coordinator.simulation.outcome import Outcome
+from dpstream.services.coordinator.simulation.outcome import SimulationOutcome
 from dpstream.services.coordinator.simulation.simulation import EPOCH, Submission, simulate
 from dpstream.services.coordinator.simulation.store import MemoryStore
 from dpstream.services.coordinator.simulation.variants import difference, given, usual
@@ -126,7 +126,9 @@ def simulate_campaign(
         say(console, f"{variant.change}: {difference(outcome, other)}")
 
 
-def _simulated(campaign: Submission, file: FleetFile, path: Path, seed: int, what: str) -> Outcome:
+def _simulated(
+    campaign: Submission, file: FleetFile, path: Path, seed: int, what: str
+) -> SimulationOutcome:
     """The outcome; `what` is shown meanwhile. Raises SpecError, which names the fleet file."""
     with errors_at(str(path), SpecError), console.status(what):
         return simulate(campaign, file, seed)

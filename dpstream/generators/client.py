@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from dpstream.running.connection import open_bus, open_store
 from dpstream.shared.atoms.frames import Frame, as_frame, to_ase
 from dpstream.shared.codec import decode, encode, topic_of
-from dpstream.shared.errors import BusError, NotFound, Rejected, SpecError
+from dpstream.shared.errors import BusError, NotFound, QueueFull, SpecError
 from dpstream.shared.files import write_whole
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import StructuresJudged, StructuresProposed
@@ -122,7 +122,7 @@ class Generator:
         while True:
             try:
                 return self.bus.publish([part])
-            except Rejected:
+            except QueueFull:
                 log.warning("the queue of proposals is full, trying again", after=pause)
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)

@@ -51,7 +51,7 @@ LOOKED_AT = 100
 Systems = Mapping[str, Sequence[Frame]]
 
 
-class Finding(NamedTuple):
+class UnusualSetting(NamedTuple):
     """What is unusual, with the spec key at its front and what is usual at its end."""
 
     text: str
@@ -60,7 +60,7 @@ class Finding(NamedTuple):
 
 def findings(
     spec: Spec, systems: Systems, labelled: Sequence[tuple[Frame, FrameLabel]]
-) -> list[Finding]:
+) -> list[UnusualSetting]:
     """All findings, each once. `spec`: with its stages expanded."""
     found = [*_trust(spec, labelled), *_neighbours(spec, systems, labelled)]
     barostats = {
@@ -82,7 +82,7 @@ def findings(
 
 def _neighbours(
     spec: Spec, systems: Systems, labelled: Sequence[tuple[Frame, FrameLabel]]
-) -> Iterator[Finding]:
+) -> Iterator[UnusualSetting]:
     """Descriptors that take fewer neighbours than there are: the model then jumps where an atom
     becomes one too many."""
     given = {f"systems.{name}": frames for name, frames in systems.items()}
@@ -92,7 +92,7 @@ def _neighbours(
             most = _most_neighbours(frames[:LOOKED_AT], cutoff, spec.type_map)
             for element, number, taken in zip(spec.type_map, most, sel, strict=True):
                 if number > taken:
-                    yield Finding(
+                    yield UnusualSetting(
                         f"{key}: {taken} {element}, but an atom of {source} has {number} of them "
                         f"within {cutoff:g} Å; give more, as they come closer in dynamics, or auto",
                         absurd=True,
@@ -116,33 +116,33 @@ def _most_neighbours(frames: Sequence[Frame], cutoff: float, elements: Sequence[
 # ------------------------------------------------------------------------------ dynamics
 
 
-def _dynamics(key: str, stage: Stage, systems: Systems) -> Iterator[Finding]:
+def _dynamics(key: str, stage: Stage, systems: Systems) -> Iterator[UnusualSetting]:
     species = {each for name in stage.systems for each in systems[name][0].species}
     lightest = min(species, key=_mass)
     yield from _time_step(key, stage, lightest)
     length = stage.md.steps * stage.md.timestep
     if not SHORTEST <= length <= LONGEST:
-        yield Finding(
+        yield UnusualSetting(
             f"{key}.md: trajectories of {length:g} ps ({stage.md.steps} steps of "
             f"{stage.md.timestep:g} ps); typical: 0.1 to 1000 ps"
         )
     for temperature in stage.temperatures:
         if temperature > HOTTEST:
-            yield Finding(f"{key}.temperatures: {temperature:g} K; typical: 10 to 5000 K")
+            yield UnusualSetting(f"{key}.temperatures: {temperature:g} K; typical: 10 to 5000 K")
     for pressure in stage.pressures:
         if abs(pressure) > PRESSURE[0]:
-            yield Finding(
+            yield UnusualSetting(
                 f"{key}.pressures: {pressure:g} bar is {pressure / 1e4:g} GPa; the unit is bar, "
                 "typical: 0 to 500000",
                 abs(pressure) > PRESSURE[1],
             )
 
 
-def _time_step(key: str, stage: Stage, lightest: str) -> Iterator[Finding]:
+def _time_step(key: str, stage: Stage, lightest: str) -> Iterator[UnusualSetting]:
     """The Verlet integrator is unstable above period / π; a tenth of the period is usual."""
     step, period = stage.md.timestep, FASTEST * np.sqrt(_mass(lightest) / _mass("H"))
     if step > min(LONGEST_STEP, period / 8):
-        yield Finding(
+        yield UnusualSetting(
             f"{key}.md.timestep: {step:g} ps is {step * 1000:g} fs; the unit is ps, and with "
             f"{lightest} steps of up to {min(LONGEST_STEP, period / 10) * 1000:.1g} fs are usual",
             step > period / np.pi,
@@ -151,7 +151,7 @@ def _time_step(key: str, stage: Stage, lightest: str) -> Iterator[Finding]:
     hottest = max(stage.temperatures, default=0.0)
     speed = np.sqrt(3 * units.kB * hottest / _mass(lightest)) * 1000 * units.fs  # Å/ps
     if speed * step > STEP[0]:
-        yield Finding(
+        yield UnusualSetting(
             f"{key}.md.timestep: at {hottest:g} K an atom of {lightest} moves "
             f"{speed * step:.2g} Å in a step of {step * 1000:g} fs; up to {STEP[0]:g} Å are usual",
             speed * step > STEP[1],
@@ -166,7 +166,7 @@ def _mass(element: str) -> float:
 # ------------------------------------------------------------------------------ trust levels
 
 
-def _trust(spec: Spec, labelled: Sequence[tuple[Frame, FrameLabel]]) -> Iterator[Finding]:
+def _trust(spec: Spec, labelled: Sequence[tuple[Frame, FrameLabel]]) -> Iterator[UnusualSetting]:
     forces = [label.forces.ravel() for _, label in labelled]
     rms = float(np.sqrt(np.mean(np.concatenate(forces) ** 2))) if forces else None
     yield from _level("trust", spec.trust, rms)
@@ -177,29 +177,33 @@ def _trust(spec: Spec, labelled: Sequence[tuple[Frame, FrameLabel]]) -> Iterator
             yield from _level(f"stages.{number}.system_trust.{system}", levels, rms)
 
 
-def _level(key: str, trust: TrustLevels | AutoTrust, rms: float | None) -> Iterator[Finding]:
+def _level(key: str, trust: TrustLevels | AutoTrust, rms: float | None) -> Iterator[UnusualSetting]:
     if isinstance(trust, TrustLevels) and trust.relative is not None:
         return
     level, name = (trust.low, "low") if isinstance(trust, TrustLevels) else (trust.target, "target")
     usual = "typical: 0.05 to 0.3"
     if rms and level > OVER_FORCES[0] * rms:
-        yield Finding(
+        yield UnusualSetting(
             f"{key}.{name}: {level:g} eV/Å, {level / rms:.0f} times the RMS force of the given "
             f"labels ({rms:.2g} eV/Å), so that every frame is accurate; {usual} eV/Å",
             level > max(OVER_FORCES[1] * rms, LEVEL[0]),
         )
     elif level > LEVEL[0]:
-        yield Finding(f"{key}.{name}: {level:g} eV/Å; the unit is eV/Å, {usual}", level > LEVEL[1])
+        yield UnusualSetting(
+            f"{key}.{name}: {level:g} eV/Å; the unit is eV/Å, {usual}", level > LEVEL[1]
+        )
     elif 0 < level < FINEST_LEVEL:
-        yield Finding(f"{key}.{name}: {level:g} eV/Å, below the noise of most labels; {usual}")
+        yield UnusualSetting(
+            f"{key}.{name}: {level:g} eV/Å, below the noise of most labels; {usual}"
+        )
 
 
 # ------------------------------------------------------------------------------ structures
 
 
-def _structures(name: str, frames: Sequence[Frame], barostat: bool) -> Iterator[Finding]:
+def _structures(name: str, frames: Sequence[Frame], barostat: bool) -> Iterator[UnusualSetting]:
     """The first finding of each kind in the first structures."""
-    kinds: dict[str, Finding] = {}
+    kinds: dict[str, UnusualSetting] = {}
     for number, frame in enumerate(frames[:LOOKED_AT], 1):
         where = f"systems.{name}: structure {number} ({frame.formula})"
         bonds = _bonds(frame)
@@ -226,15 +230,15 @@ def _bonds(frame: Frame) -> _Bonds:
     return _Bonds(bool(len(shifts)), bool(shifts.any()))
 
 
-def _unbound(where: str) -> Finding:
-    return Finding(
+def _unbound(where: str) -> UnusualSetting:
+    return UnusualSetting(
         f"{where}: no atom has a neighbour within {UNBOUND:g} times the sum of their covalent "
         "radii; check the coordinates and their unit (Å)",
         absurd=True,
     )
 
 
-def _volume(where: str, frame: Frame, bonds: _Bonds, barostat: bool) -> Finding | None:
+def _volume(where: str, frame: Frame, bonds: _Bonds, barostat: bool) -> UnusualSetting | None:
     """A cell that is too large or too small for its atoms; a molecule in a box may be in any."""
     if frame.cell is None or not (bonds.periodic or barostat):
         return None
@@ -247,7 +251,7 @@ def _volume(where: str, frame: Frame, bonds: _Bonds, barostat: bool) -> Finding 
     if ratio > 1:
         vacuum = "a barostat (npt) holds no vacuum" if barostat else "right for a slab only"
         reason = f"{vacuum}; {reason}"
-    return Finding(
+    return UnusualSetting(
         f"{where} has {volume:.3g} Å³ per atom, {ratio:.2g} times that of its elements "
         f"({usual:.3g} Å³); {reason}",
         ratio < CRUSHED or (barostat and ratio > EMPTY),

@@ -31,7 +31,7 @@ BULK = (".npz", ".zip")
 
 
 @dataclass
-class Verification:
+class IntegrityReport:
     ledger: Examination = field(default_factory=Examination)
     damage: list[Damage] = field(default_factory=list)
     read: int = 0
@@ -46,14 +46,14 @@ class Verification:
         yield f"objects: {self.read} compared with their digests{listed}"
 
 
-def verify(store: Store, campaign: str, deep: bool = False) -> Verification:
+def verify(store: Store, campaign: str, deep: bool = False) -> IntegrityReport:
     """Checks the ledger, and every object that it refers to. Trajectories and checkpoints are read
     only if `deep`; then labels are also compared with their frames, and snapshots with the state
     that the segments lead to. Raises StoreError if the store does not answer."""
     with progress("ledger", None) as step:
         ledger = examine(store, campaign, step)
         damage = [*ledger.damage.values(), *damaged_snapshots(store, campaign)]
-    result = Verification(ledger, damage)
+    result = IntegrityReport(ledger, damage)
     refs = _check_submission(store, campaign, result)
     present = set(store.list(campaign_uri(campaign, "")))
     with progress("objects", len(refs)) as step:
@@ -63,7 +63,7 @@ def verify(store: Store, campaign: str, deep: bool = False) -> Verification:
     return result
 
 
-def _check_submission(store: Store, campaign: str, result: Verification) -> list[Ref]:
+def _check_submission(store: Store, campaign: str, result: IntegrityReport) -> list[Ref]:
     """Checks the stored submission. Returns every object that it and the ledger refer to."""
     key, recorded = campaign_uri(campaign, "submitted.json"), result.ledger.submitted
     refs = dict(result.ledger.refs)
@@ -82,7 +82,12 @@ def _check_submission(store: Store, campaign: str, result: Verification) -> list
 
 
 def _check_objects(
-    store: Store, refs: list[Ref], present: set[str], deep: bool, result: Verification, step: Step
+    store: Store,
+    refs: list[Ref],
+    present: set[str],
+    deep: bool,
+    result: IntegrityReport,
+    step: Step,
 ) -> None:
     """Checks the objects, and those that they refer to."""
     skipped = [] if deep else [ref for ref in refs if _is_bulk(ref)]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dpstream.report.page import ENVIRONMENT
 from dpstream.report.plots import Line, Plot, Scale, linear, number, polyline
-from dpstream.services.coordinator.simulation.outcome import Moment, Outcome
+from dpstream.services.coordinator.simulation.outcome import Moment, SimulationOutcome
 
 WIDTH, HEIGHT = 760.0, 190.0
 POINTS = 400
@@ -23,7 +23,7 @@ TASKS: tuple[Curve, ...] = (("tasks", lambda moment: moment.tasks),)
 COST: tuple[Curve, ...] = (("cost", lambda moment: moment.cost),)
 
 
-def picture(outcome: Outcome) -> str:
+def picture(outcome: SimulationOutcome) -> str:
     """The SVG."""
     moments = outcome.moments[:: len(outcome.moments) // POINTS + 1]
     plots = [

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from dpstream.services.coordinator.simulation.outcome import Outcome
+from dpstream.services.coordinator.simulation.outcome import SimulationOutcome
 from dpstream.terminal.tables import text_table
 from dpstream.terminal.training_speed import duration
 
 
-def facts_table(outcome: Outcome) -> Table:
+def facts_table(outcome: SimulationOutcome) -> Table:
     """What comes of the campaign."""
     table = text_table("", "", show_header=False)
     for name, value in _facts(outcome).items():
@@ -17,7 +17,7 @@ def facts_table(outcome: Outcome) -> Table:
     return table
 
 
-def pools_table(outcome: Outcome) -> Table:
+def pools_table(outcome: SimulationOutcome) -> Table:
     """The workers of each pool."""
     table = text_table("pool", "workers", "launched", "reclaimed", "hours", "with a task", "cost")
     for name, pool in outcome.pools.items():
@@ -27,7 +27,7 @@ def pools_table(outcome: Outcome) -> Table:
     return table
 
 
-def _facts(outcome: Outcome) -> dict[str, str]:
+def _facts(outcome: SimulationOutcome) -> dict[str, str]:
     labels = f"{outcome.labels:,}" + f", {outcome.rejected:,} rejected" * bool(outcome.rejected)
     return {
         "ends": f"{outcome.verdict}: {outcome.why}",
@@ -41,11 +41,11 @@ def _facts(outcome: Outcome) -> dict[str, str]:
     }
 
 
-def _per_label(outcome: Outcome) -> str:
+def _per_label(outcome: SimulationOutcome) -> str:
     return f", {outcome.cost / outcome.labels:.3g} per label" if outcome.labels else ""
 
 
-def _use(outcome: Outcome) -> str:
+def _use(outcome: SimulationOutcome) -> str:
     """Of each service, while tasks wait and in the whole run."""
     parts = [
         f"{name} {each.whole_run:.0%}"

@@ -48,7 +48,7 @@ class Speed(Value):
         return self.start + steps * self.step + self.finish
 
 
-class Measured(Value):
+class TrainingBenchmark(Value):
     """What one `dpstream bench train` found."""
 
     date: str
@@ -128,17 +128,17 @@ def machine() -> str:
     return ", ".join(found)
 
 
-def keep(spec: Spec, gathered: Gathered, measured: Measured) -> Path:
+def keep(spec: Spec, gathered: Gathered, measured: TrainingBenchmark) -> Path:
     path = _path(spec, gathered)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(measured.model_dump_json(indent=1))
     return path
 
 
-def kept(spec: Spec, gathered: Gathered) -> Measured | None:
+def kept(spec: Spec, gathered: Gathered) -> TrainingBenchmark | None:
     """The figures of an earlier `dpstream bench train`, if there are any."""
     try:
-        return Measured.model_validate_json(_path(spec, gathered).read_text())
+        return TrainingBenchmark.model_validate_json(_path(spec, gathered).read_text())
     except (OSError, ValidationError):
         return None
 
@@ -205,7 +205,7 @@ def estimate(spec: Spec, gathered: Gathered, speed: Speed) -> str:
     )
 
 
-def speed_table(spec: Spec, gathered: Gathered, measured: Measured) -> Table:
+def speed_table(spec: Spec, gathered: Gathered, measured: TrainingBenchmark) -> Table:
     """All speeds, the fastest one marked."""
     columns = ("backend", "device", "at once", "batch", "ms/step", "steps/s", "start", "finish")
     table = text_table("", *columns, "committee")

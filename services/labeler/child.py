@@ -188,9 +188,9 @@ def _prepare_deepmd(recipe: Recipe) -> Any:
 
 @lru_cache(maxsize=1)
 def _model(path: str) -> Any:
-    from dpstream.shared.atoms.deep_pot import Potential
+    from dpstream.shared.atoms.deep_pot import DeepPotential
 
-    return Potential(path)
+    return DeepPotential(path)
 
 
 Prepare = Callable[[Recipe], Any]

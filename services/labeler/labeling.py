@@ -28,7 +28,13 @@ from dpstream.services.labeler.acceptance import (
 )
 from dpstream.services.labeler.attachments import Attached, attached
 from dpstream.services.labeler.child import frame_facts
-from dpstream.services.labeler.codes.base import Code, FileCode, Localized, Restartable, Stated
+from dpstream.services.labeler.codes.base import (
+    Code,
+    FileCode,
+    Localized,
+    Restartable,
+    StatesVersion,
+)
 from dpstream.services.labeler.codes.outputs import limits_for
 from dpstream.services.labeler.known_labels import KnownLabel, KnownLabels
 from dpstream.services.labeler.recipes import code_of, recipe_for
@@ -113,7 +119,11 @@ class FrameLabeler:
     @cached_property
     def installed(self) -> str | None:
         """The exact version here; None if only outputs name it."""
-        return None if isinstance(self.code, Stated) else self.code.version(self.recipe.settings)
+        return (
+            None
+            if isinstance(self.code, StatesVersion)
+            else self.code.version(self.recipe.settings)
+        )
 
     @cached_property
     def known_labels(self) -> KnownLabels:

@@ -17,7 +17,7 @@ from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.base import (
     Brought,
     Code,
-    Stated,
+    StatesVersion,
     Stressless,
     Thermal,
     WithFiles,
@@ -149,7 +149,7 @@ def electrons(species: Iterable[str]) -> int:
 
 
 def _version(code: Code, settings: dict[str, Any], stated: str | None) -> str:
-    if isinstance(code, Stated):
+    if isinstance(code, StatesVersion):
         return code.stated_version(settings, stated)
     try:
         installed = code.version(settings)
@@ -175,7 +175,7 @@ def left_to_workers(labels: LabelSettings) -> LabelSettings:
 def unknown_here(labels: LabelSettings) -> str | None:
     """Why this machine does not know the version of the code, unless `labels` states one."""
     code = code_of(labels)
-    if labels.version not in (None, LEFT) or isinstance(code, Stated):
+    if labels.version not in (None, LEFT) or isinstance(code, StatesVersion):
         return None
     try:
         code.version(_validated(code, labels.settings))
@@ -198,7 +198,7 @@ def installed_versions(names: Iterable[str], calculators: Iterable[str]) -> dict
 
 
 def _plain_version(code: Code, settings: dict[str, Any]) -> str:
-    if isinstance(code, Stated):
+    if isinstance(code, StatesVersion):
         return ""
     try:
         return code.version(settings)

@@ -18,7 +18,7 @@ ATOMS_ON_GPU = 65536
 PYTORCH = (".pth", ".pt")
 
 
-class Potential:
+class DeepPotential:
     """A model file, evaluated in batches as large as the device takes."""
 
     def __init__(self, path: str) -> None:

@@ -14,7 +14,7 @@ from deepmd.pt.entrypoints.compress import enable_compression
 from deepmd.pt.model.model import get_model
 from deepmd.pt.utils.env import DEVICE
 
-from dpstream.shared.atoms.deep_pot import Potential
+from dpstream.shared.atoms.deep_pot import DeepPotential
 
 MODEL = {
     "type_map": ["H"],
@@ -43,7 +43,7 @@ def evaluate_tiny_model(folder: str) -> str:
     torch.jit.save(torch.jit.script(model), str(frozen))
     enable_compression(input_file=str(frozen), output=str(compressed))
     coordinates = np.array([[0.0, 0.0, 0.0, 0.0, 0.0, 0.8]])
-    energy, forces, _ = Potential(str(compressed)).eval(coordinates, None, [0, 0])
+    energy, forces, _ = DeepPotential(str(compressed)).eval(coordinates, None, [0, 0])
     if not (np.isfinite(energy).all() and np.isfinite(forces).all()):
         raise ArithmeticError(f"a compressed model gives energy {energy} and forces {forces}")
     return str(DEVICE)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from dpstream.shared.bus.topology import EVENTS, TOPOLOGY, declared, exchange_of, matches
-from dpstream.shared.errors import BusError, Rejected, Unroutable
+from dpstream.shared.errors import BusError, QueueFull, Unroutable
 from dpstream.shared.ports import Outgoing
 
 
@@ -199,7 +199,7 @@ class InProcessBus:
             for message, queues in routed:
                 for queue in queues:
                     if queue.most is not None and len(queue.ready) >= queue.most:
-                        raise Rejected(f"the queue {queue.name} is full")
+                        raise QueueFull(f"the queue {queue.name} is full")
                     queue.ready.append(_Message(message.body, message.topic, message.secret))
                     queue.dispatch()
 

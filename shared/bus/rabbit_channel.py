@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dpstream.shared.errors import BusError, Refused, Rejected
+from dpstream.shared.errors import BusError, QueueFull, Refused
 
 ANSWER_SECONDS = 30.0
 """Time limit for one answer of the broker, or for all confirms of one publish."""
@@ -224,11 +224,11 @@ class Publisher:
 
     def send(self, messages: Sequence[Routed]) -> list[int]:
         """Return once the broker has answered for all, with the indices of those that no queue
-        received. Raises Rejected if one was not stored."""
+        received. Raises QueueFull if one was not stored."""
         batch: _Batch = self._channel.ask(lambda future: self._begin(messages, future))
         if batch.refused:
             first = messages[batch.refused[0]]
-            raise Rejected(
+            raise QueueFull(
                 f"the broker refused {len(batch.refused)} of {len(messages)} messages, "
                 f"the first to {first.key}"
             )

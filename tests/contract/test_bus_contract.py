@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from dpstream.shared.bus.topology import MOST_OFFERED
-from dpstream.shared.errors import BusError, Rejected, Unroutable
+from dpstream.shared.errors import BusError, QueueFull, Unroutable
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Subscription
 from tests.support.faulty_adapters import FaultyBus
 
@@ -73,7 +73,7 @@ def test_a_command_reaches_its_work_queue_and_no_other(bus: Bus) -> None:
 
 def test_a_full_queue_of_proposals_rejects_more_and_delays_no_other_event(bus: Bus) -> None:
     proposal = event(b"p", "methane.structures-proposed")
-    with pytest.raises(Rejected):
+    with pytest.raises(QueueFull):
         bus.publish([proposal] * (3 * MOST_OFFERED))
     bus.publish([event(b"e")])
     assert drain(bus.consume("coordinator")) == [b"e"]

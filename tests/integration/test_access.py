@@ -38,7 +38,7 @@ from dpstream.shared.codec import (
     queue_of,
     topic_of,
 )
-from dpstream.shared.errors import NotFound, Refused, Rejected, StoreError
+from dpstream.shared.errors import NotFound, QueueFull, Refused, StoreError
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Subscription
 from dpstream.shared.proof import digest
 from dpstream.shared.runtime.worker import claim_uri
@@ -343,7 +343,7 @@ def test_a_request_is_answered_before_a_generators_backlog(
     empty(coordinator.bus)
     offered = example(m.StructuresProposed).model_copy(update={"campaign": "world"})
     backlog = [offered.model_copy(update={"correlation": str(n)}) for n in range(3000)]
-    with pytest.raises(Rejected):
+    with pytest.raises(QueueFull):
         bus_of("generator").publish([Outgoing(encode(e), topic=topic_of(e)) for e in backlog])
     assert MOST_OFFERED <= coordinator.bus.depth(PROPOSALS) < 2 * MOST_OFFERED
     paused = m.CampaignPaused(id="pause", campaign="world", time=0.0, why="maintenance")

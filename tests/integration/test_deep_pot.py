@@ -1,4 +1,4 @@
-"""Models through `Potential` and through DeePMD-kit's own `DeepPot`, whichever backend is there."""
+"""Models through `DeepPotential` and through the `DeepPot` of any installed DeePMD-kit backend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROGRAM = """
 import json, sys
 import numpy as np
 from deepmd.infer import DeepPot
-from dpstream.shared.atoms.deep_pot import Potential
+from dpstream.shared.atoms.deep_pot import DeepPotential
 
 model, system = sys.argv[1:]
 if model.endswith(".pth"):
@@ -27,7 +27,7 @@ else:
     coordinates = np.tile(np.load(f"{system}/set.000/coord.npy"), (25, 1))[:300]
     cells = np.tile(np.load(f"{system}/set.000/box.npy"), (25, 1))[:300]
     types, batch = np.loadtxt(f"{system}/type.raw", dtype=int).tolist(), 256
-own, plain = Potential(model), DeepPot(model, auto_batch_size=False)
+own, plain = DeepPotential(model), DeepPot(model, auto_batch_size=False)
 ours = own.eval(coordinates, cells, types)
 shape = coordinates.reshape(len(cells), -1)
 parts = [plain.eval(shape[row:row + batch], cells[row:row + batch], types)

@@ -25,6 +25,7 @@ from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import (
     Accepted,
+    CandidatePool,
     Chosen,
     Committee,
     Condition,
@@ -35,7 +36,6 @@ from dpstream.shared.values import (
     FrameVerdict,
     ImportedSet,
     OfferedFrame,
-    Pool,
     PoolItem,
     Recipe,
     Ref,
@@ -257,7 +257,7 @@ class LedgerWriter:
         )
 
     def selection(self) -> None:
-        body = Pool(candidates=(self.item,)).model_dump_json()
+        body = CandidatePool(candidates=(self.item,)).model_dump_json()
         pool = self.put(campaign_uri(NAME, "manifests", "pool-1.json"), body.encode())
         self.record(m.ManifestFrozen, purpose="pool", manifest=pool, body=body)
         common = {"version": 1, "stage": 0}

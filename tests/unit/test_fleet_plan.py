@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dpstream.services.coordinator.fleet.plan import (
     Demand,
     FleetPlan,
-    Standing,
+    PoolStanding,
     plan,
     time_of,
 )
@@ -28,12 +28,12 @@ def pool(**changes: Any) -> PoolSettings:
     return PoolSettings(**(settings | changes))  # type: ignore[arg-type]
 
 
-def standing(**counts: Any) -> Standing:
-    return Standing((Launch("a", "p", since=NOW - 300, **counts),))
+def standing(**counts: Any) -> PoolStanding:
+    return PoolStanding((Launch("a", "p", since=NOW - 300, **counts),))
 
 
-def one(demand: Demand, what: Standing | None = None, **changes: Any) -> FleetPlan:
-    return plan({VASP: demand}, {"p": what or Standing()}, {"p": pool(**changes)}, NOW)
+def one(demand: Demand, what: PoolStanding | None = None, **changes: Any) -> FleetPlan:
+    return plan({VASP: demand}, {"p": what or PoolStanding()}, {"p": pool(**changes)}, NOW)
 
 
 def launched(found: FleetPlan) -> dict[str, int]:
@@ -91,7 +91,7 @@ def test_running_tasks_keep_workers_and_never_launch_any() -> None:
 def test_what_waits_is_taken_back_after_the_cool_down_and_nothing_else_is() -> None:
     found = one(Demand(), standing(waiting=3, starting=1, running=4))
     assert [(r.launch.name, r.most) for r in found.retirements] == [("a", 3)]
-    fresh = Standing((Launch("a", "p", waiting=3, since=NOW - 5),))
+    fresh = PoolStanding((Launch("a", "p", waiting=3, since=NOW - 5),))
     assert one(Demand(), fresh).retirements == ()
 
 
@@ -99,15 +99,15 @@ def test_what_is_not_listed_yet_is_not_taken_back_and_does_not_save_what_is() ->
     """The engine does not find it, and would take nothing back."""
     old = Launch("old", "p", waiting=2, since=NOW - 300)
     new = Launch("new", "p", waiting=2, since=NOW - 200, listed=False)
-    found = one(Demand(waiting=2, seconds=99.0), Standing((old, new)))
+    found = one(Demand(waiting=2, seconds=99.0), PoolStanding((old, new)))
     assert [(each.launch.name, each.most) for each in found.retirements] == [("old", 2)]
 
 
 def test_a_measured_start_time_beyond_the_given_one_counts() -> None:
     short = Demand(waiting=360, seconds=1.0)
     assert wanted(one(short)) == 10
-    assert wanted(one(short, Standing(start_time=90.0))) == 2
-    assert wanted(one(short, Standing(start_time=5.0), max=99)) == 18
+    assert wanted(one(short, PoolStanding(start_time=90.0))) == 2
+    assert wanted(one(short, PoolStanding(start_time=5.0), max=99)) == 18
 
 
 def test_the_workers_of_the_minimum_stay_and_others_do_not() -> None:
@@ -139,7 +139,7 @@ def test_a_ceiling_that_the_engine_taught_holds() -> None:
 # ------------------------------------------------------------------------------ several pools
 
 
-def both(demand: Demand, **what: Standing) -> FleetPlan:
+def both(demand: Demand, **what: PoolStanding) -> FleetPlan:
     pools = {"cheap": pool(max=4, price=0.1), "dear": pool(max=10, price=0.5)}
     return plan({VASP: demand}, what, pools, NOW)
 
@@ -152,18 +152,18 @@ def test_the_cheapest_pool_comes_first_and_passes_on_what_it_cannot_take() -> No
 @pytest.mark.parametrize(
     "held",
     [
-        Standing(blocked="3 launches failed"),
-        Standing(unknown_since=NOW - 1),
-        Standing((Launch("a", "cheap", waiting=4, since=NOW - 700, reason="Resources"),)),
+        PoolStanding(blocked="3 launches failed"),
+        PoolStanding(unknown_since=NOW - 1),
+        PoolStanding((Launch("a", "cheap", waiting=4, since=NOW - 700, reason="Resources"),)),
     ],
 )
-def test_a_pool_that_is_held_passes_its_demand_on(held: Standing) -> None:
+def test_a_pool_that_is_held_passes_its_demand_on(held: PoolStanding) -> None:
     found = both(Demand(waiting=6, seconds=99.0), cheap=held)
     assert wanted(found, "dear") == 6
 
 
 def test_what_waits_too_long_stays_wanted_and_says_why() -> None:
-    late = Standing((Launch("a", "cheap", waiting=4, since=NOW - 700, reason="Resources"),))
+    late = PoolStanding((Launch("a", "cheap", waiting=4, since=NOW - 700, reason="Resources"),))
     found = both(Demand(waiting=6, seconds=99.0), cheap=late)
     assert found.retirements == ()
     assert found.verdicts["cheap"].reason == "launches wait longer than patience: Resources"
@@ -173,20 +173,20 @@ def test_what_waits_too_long_stays_wanted_and_says_why() -> None:
 def test_a_process_that_has_just_begun_to_wait_does_not_make_its_launch_late() -> None:
     """A pod that takes the place of a preempted one."""
     replaced = Launch("a", "cheap", running=3, waiting=1, since=NOW - 700, waits_since=NOW - 1)
-    found = both(Demand(waiting=1, running=3, seconds=99.0), cheap=Standing((replaced,)))
+    found = both(Demand(waiting=1, running=3, seconds=99.0), cheap=PoolStanding((replaced,)))
     assert (wanted(found, "cheap"), wanted(found, "dear")) == (4, 0)
 
 
 def test_tasks_that_run_elsewhere_keep_nothing_that_waits() -> None:
-    busy = Standing((Launch("b", "dear", running=10, since=NOW - 700),))
-    late = Standing((Launch("a", "cheap", waiting=4, since=NOW - 500),))
+    busy = PoolStanding((Launch("b", "dear", running=10, since=NOW - 700),))
+    late = PoolStanding((Launch("a", "cheap", waiting=4, since=NOW - 500),))
     found = both(Demand(running=10, seconds=99.0), cheap=late, dear=busy)
     assert (wanted(found, "cheap"), wanted(found, "dear")) == (0, 10)
     assert [r.launch.name for r in found.retirements] == ["a"]
 
 
 def test_a_quota_makes_launches_smaller() -> None:
-    found = one(Demand(waiting=9, seconds=99.0), Standing(most=2))
+    found = one(Demand(waiting=9, seconds=99.0), PoolStanding(most=2))
     assert launched(found) == {"p": 2}
 
 
@@ -214,7 +214,7 @@ launches = st.builds(
     since=st.floats(NOW - 2000, NOW),
 )
 standings = st.builds(
-    Standing,
+    PoolStanding,
     launches=st.lists(launches, max_size=3, unique_by=lambda each: each.name).map(tuple),
     unknown_since=st.none() | st.floats(NOW - 2000, NOW),
     blocked=st.sampled_from(["", "budget"]),
@@ -238,7 +238,9 @@ pools_of = st.builds(
 
 @given(demands, st.tuples(standings, standings), st.tuples(pools_of, pools_of))
 def test_no_pool_exceeds_its_limits_and_no_started_worker_is_taken_back(
-    demand: Demand, found: tuple[Standing, Standing], pools: tuple[PoolSettings, PoolSettings]
+    demand: Demand,
+    found: tuple[PoolStanding, PoolStanding],
+    pools: tuple[PoolSettings, PoolSettings],
 ) -> None:
     named = dict(zip("pq", pools, strict=True))
     there = dict(zip("pq", found, strict=True))
@@ -261,7 +263,7 @@ def test_no_pool_exceeds_its_limits_and_no_started_worker_is_taken_back(
 
 @given(demands, standings, pools_of)
 def test_tasks_that_run_launch_nothing(
-    demand: Demand, found: Standing, pool_: PoolSettings
+    demand: Demand, found: PoolStanding, pool_: PoolSettings
 ) -> None:
     quiet = pool_.model_copy(update={"min": 0})
     assert not plan({VASP: replace(demand, waiting=0)}, {"p": found}, {"p": quiet}, NOW).launches
@@ -291,7 +293,7 @@ def test_a_pool_that_launches_what_is_planned_reaches_what_it_wants(
     """From nothing, each launch starts within its turn."""
     started = 0
     for _ in range(70):
-        what = Standing((Launch("a", "p", running=started),))
+        what = PoolStanding((Launch("a", "p", running=started),))
         done = plan({VASP: Demand(waiting, 0, seconds)}, {"p": what}, {"p": pool_}, NOW)
         if not done.launches:
             break

@@ -15,7 +15,7 @@ from dpstream.generators.watch_folder import WatchedFolder
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.bus.topology import COORDINATOR, MOST_OFFERED, PROPOSALS
-from dpstream.shared.errors import Rejected
+from dpstream.shared.errors import QueueFull
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
@@ -30,7 +30,7 @@ def test_a_generator_waits_while_the_queue_of_proposals_is_full(
     generator = Generator(bus, store, "world", "ga")
     another = Outgoing(b"{}", topic="world.structures-proposed")
     bus.publish([another] * MOST_OFFERED)
-    with pytest.raises(Rejected):
+    with pytest.raises(QueueFull):
         bus.publish([another])
     bus.publish([Outgoing(b"{}", topic="world.labels-done")])  # no other event waits behind them
     frame = Frame(("H",), np.zeros((1, 3)))

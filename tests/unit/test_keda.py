@@ -17,7 +17,7 @@ import yaml
 from fastapi.testclient import TestClient
 
 from dpstream.services.coordinator.fleet.keda import AUTHENTICATION
-from dpstream.services.coordinator.fleet.plan import Demand, Standing, plan
+from dpstream.services.coordinator.fleet.plan import Demand, PoolStanding, plan
 from dpstream.services.coordinator.fleet.pools import PoolSettings, read_fleet
 from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus
 from dpstream.services.coordinator.fleet.worker_pods import launch_of, launched_at
@@ -125,12 +125,12 @@ def test_kustomize_takes_the_component(tmp_path: Path) -> None:
 def test_the_coordinator_launches_nothing_in_a_pool_of_keda() -> None:
     """It still computes how many workers are wanted, and never more than it may have."""
     demand = {"label.vasp": Demand(waiting=7, seconds=355.0)}
-    old = Standing((Launch("a", "p", waiting=9),))
-    for standing in (Standing(), old):
+    old = PoolStanding((Launch("a", "p", waiting=9),))
+    for standing in (PoolStanding(), old):
         found = plan(demand, {"p": standing}, {"p": pool()}, 1e6)
         assert (found.launches, found.retirements) == ((), ())
     assert found.verdicts["p"].wanted == 7
-    used_up = Standing(blocked="the budget is used up", closed=True)
+    used_up = PoolStanding(blocked="the budget is used up", closed=True)
     assert plan(demand, {"p": used_up}, {"p": pool()}, 1e6).verdicts["p"].wanted == 0
     with pytest.raises(ValueError, match=r"min: 1: must be 0 with kubernetes.actuator: keda"):
         pool(min=1)

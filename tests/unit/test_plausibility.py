@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 
 from dpstream.inputs.gather import Gathered, plausible
-from dpstream.inputs.plausibility import Finding, findings
+from dpstream.inputs.plausibility import UnusualSetting, findings
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
@@ -20,7 +20,7 @@ from dpstream.shared.spec import Spec
 METHANE, COPPER = molecule("CH4"), bulk("Cu", cubic=True)
 
 
-def found(atoms: Atoms, forces: float | None = None, **sections: Any) -> list[Finding]:
+def found(atoms: Atoms, forces: float | None = None, **sections: Any) -> list[UnusualSetting]:
     """Findings of a campaign of one structure, with labels of that RMS force."""
     stage = {"name": "one", "systems": ["a"], "temperatures": [300], **sections.pop("stage", {})}
     spec = Spec.model_validate(

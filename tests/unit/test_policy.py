@@ -16,7 +16,7 @@ from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import ByCondition, State
 from dpstream.shared import messages as m
 from dpstream.shared.codec import MAX_BODY, encode
-from dpstream.shared.values import Counts, Pool, Trust
+from dpstream.shared.values import CandidatePool, Counts, Trust
 from tests.support.archived import frames_of, tasks_of
 from tests.support.campaign_simulator import CampaignSimulator, key, ref, spec
 from tests.support.lossy_delivery import (
@@ -450,7 +450,7 @@ def test_without_candidates_the_least_deviating_failed_frames_are_asked_for() ->
     campaign = LossyDelivery(Brittle(), spec())
     campaign.until(lambda state: state.alive(m.Select))
     select = next(c for c in campaign.issued if isinstance(c, m.Select))
-    pool = Pool.model_validate_json(campaign.world.manifests[select.pool.uri])
+    pool = CandidatePool.model_validate_json(campaign.world.manifests[select.pool.uri])
     assert (pool.candidates, pool.fallback) == ((), True)
     assert campaign.run().exploration.ended[-1].verdict == "stuck"
 
@@ -462,7 +462,7 @@ def test_no_fallback_where_frames_are_accurate_or_candidates(world: CampaignSimu
     campaign = LossyDelivery(world, spec())
     campaign.until(lambda state: state.alive(m.Select))
     select = next(c for c in campaign.issued if isinstance(c, m.Select))
-    assert not Pool.model_validate_json(world.manifests[select.pool.uri]).fallback
+    assert not CandidatePool.model_validate_json(world.manifests[select.pool.uri]).fallback
 
 
 class Calibrating(CampaignSimulator):
@@ -630,7 +630,7 @@ def test_frames_of_a_trajectory_keep_apart_over_versions() -> None:
             for version, picks in ((heard.version, heard.labels), (0, heard.audits)):
                 for pick in (pick for pick in picks if pick.key not in known):
                     chosen.setdefault(pick.trajectory, []).append((version, pick.time_ps))
-        for pool in (Pool.model_validate_json(f.body) for f in decided if is_pool(f)):
+        for pool in (CandidatePool.model_validate_json(f.body) for f in decided if is_pool(f)):
             for name in {item.trajectory for item in pool.candidates}:
                 before = chosen.get(name, [])
                 assert pool.taken.get(name, ()) == tuple(sorted(time for _, time in before))

@@ -13,7 +13,7 @@ from dpstream.shared.messages import Select
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
-from dpstream.shared.values import Condition, Pool, PoolItem, Ref, RefusedFrames
+from dpstream.shared.values import CandidatePool, Condition, PoolItem, Ref, RefusedFrames
 
 CARBON_HYDROGEN = np.array(
     [
@@ -124,7 +124,7 @@ def test_chosen_frames_are_where_the_event_says_one_batch_per_composition(place)
     items = [place.item(f"a{i}", [place.frame()]) for i in range(4)]
     items += [place.item(f"b{i}", [place.frame(("H",))]) for i in range(3)]
     items += [place.item("p", [place.frame(cell=np.eye(3) * 12)])]
-    event = place.select(Pool(candidates=tuple(items)))
+    event = place.select(CandidatePool(candidates=tuple(items)))
     assert len(event.labels) == 8
     assert len(event.batches) == 3
     for chosen in event.labels:
@@ -146,7 +146,7 @@ def test_clusters_around_the_worst_atoms_are_labelled_instead(tmp_path, per_fram
     place = Workplace(tmp_path, selection={"clusters": clusters}, type_map=["C", "H", "O"])
     frames = [water_box(), water_box(9.2)]
     items = [place.item(f"t{n}", [frame]) for n, frame in enumerate(frames)]
-    event = place.select(Pool(candidates=tuple(items)), Descriptors(), labels=labels)
+    event = place.select(CandidatePool(candidates=tuple(items)), Descriptors(), labels=labels)
     assert len(event.labels) == count
     for chosen in event.labels:
         cut = place.frame_of(event, chosen)
@@ -161,7 +161,7 @@ def test_a_frame_that_clusters_of_others_leave_no_label_is_counted(tmp_path):
     clusters = {"radius": 3.2, "per_frame": 3, "separation": 1.0}
     place = Workplace(tmp_path, selection={"clusters": clusters}, type_map=["C", "H", "O"])
     items = [place.item(f"t{n}", [water_box(9.0 + n / 10)]) for n in range(3)]
-    event = place.select(Pool(candidates=tuple(items)), Descriptors(), labels=3)
+    event = place.select(CandidatePool(candidates=tuple(items)), Descriptors(), labels=3)
     assert len(event.labels) == 3
     assert event.refused == {"limit of the selection reached": 2}
 
@@ -169,7 +169,7 @@ def test_a_frame_that_clusters_of_others_leave_no_label_is_counted(tmp_path):
 def test_a_frame_without_a_cluster_is_refused(tmp_path):
     place = Workplace(tmp_path, selection={"clusters": {"radius": 4.9}}, type_map=["H", "O"])
     items = (place.item("t", [water_box()]),)
-    event = place.select(Pool(candidates=items), Descriptors())
+    event = place.select(CandidatePool(candidates=items), Descriptors())
     assert event.labels == ()
     assert event.refused == {"no cluster can be cut": 1}
     reasons = RefusedFrames.model_validate_json(place.store.get(event.refusals.uri))
@@ -185,7 +185,7 @@ def test_garbage_is_refused_and_counted(place):
         place.item("tilted", [place.frame(cell=tilted)]),
         place.item("good", [place.frame()]),
     ]
-    event = place.select(Pool(candidates=tuple(items)))
+    event = place.select(CandidatePool(candidates=tuple(items)))
     assert [c.trajectory for c in event.labels] == ["good"]
     assert event.refused == {"C-H too close": 1, "skewed cell": 1}
     told = RefusedFrames.model_validate_json(place.store.get(event.refusals.uri)).frames
@@ -198,21 +198,21 @@ def test_garbage_is_refused_and_counted(place):
 def test_only_so_many_reasons_are_kept_one_by_one(place, monkeypatch):
     monkeypatch.setattr("dpstream.services.explorer.tasks.select.MAX_REASONS", 3)
     close = [place.frame(noise=0.5) for _ in range(9)]
-    event = place.select(Pool(candidates=(place.item("close", close),)))
+    event = place.select(CandidatePool(candidates=(place.item("close", close),)))
     told = RefusedFrames.model_validate_json(place.store.get(event.refusals.uri)).frames
     assert (sum(event.refused.values()), len(told)) == (9 - len(event.labels), 3)
 
 
 def test_what_was_chosen_of_a_trajectory_is_its_share(place):
     items = (place.item("a", [place.frame()]), place.item("b", [place.frame()]))
-    event = place.select(Pool(candidates=items, taken={"a": (0.9,)}, used={"a": 1}))
+    event = place.select(CandidatePool(candidates=items, taken={"a": (0.9,)}, used={"a": 1}))
     assert [c.trajectory for c in event.labels] == ["b"]
 
 
 def test_frames_keep_apart_from_those_an_earlier_committee_chose(tmp_path):
     place = Workplace(tmp_path, selection={"per_trajectory": 3})
     item = place.item("a", [place.frame() for _ in range(3)])  # at 0, 0.2 and 0.4 ps
-    event = place.select(Pool(candidates=(item,), taken={"a": (0.05, 0.25)}))
+    event = place.select(CandidatePool(candidates=(item,), taken={"a": (0.05, 0.25)}))
     assert [c.time_ps for c in event.labels] == [0.4]
     assert event.refused == {"too close in time to another frame of its trajectory": 2}
 
@@ -223,7 +223,7 @@ def test_audits_come_from_the_reservoirs_with_weights_and_never_from_the_labels(
         place.item(f"c{i}", [place.frame() for _ in range(5)], weight=[5.0] * 5, failed=[False] * 5)
         for i in range(8)
     )
-    event = place.select(Pool(candidates=candidates, reservoirs=reservoirs), audits=6)
+    event = place.select(CandidatePool(candidates=candidates, reservoirs=reservoirs), audits=6)
     assert (len(event.labels), len(event.audits)) == (3, 6)
     assert not {c.key for c in event.labels} & {c.key for c in event.audits}
     assert len({c.trajectory for c in event.audits}) == 6
@@ -239,7 +239,7 @@ def test_failed_garbage_is_no_audit(place):
     broken = place.frame()
     broken.positions[2] = broken.positions[1]
     item = place.item("a", [broken], weight=[1.0], failed=[True])
-    event = place.select(Pool(reservoirs=(item,)), audits=5)
+    event = place.select(CandidatePool(reservoirs=(item,)), audits=5)
     assert event.audits == ()
     assert event.refused == {"audit: H-H too close": 1}
 
@@ -256,16 +256,16 @@ def failing(place):
 
 
 def test_without_candidates_the_least_deviating_sound_failed_frames_are_labelled(place):
-    event = place.select(Pool(reservoirs=tuple(failing(place)), fallback=True), labels=1)
+    event = place.select(CandidatePool(reservoirs=tuple(failing(place)), fallback=True), labels=1)
     assert [c.trajectory for c in event.labels] == ["better"]
     assert event.refused == {"H-H too close": 1, "limit of the selection reached": 1}
 
 
 def test_failed_frames_are_not_labelled_unless_asked_for(place):
-    pool = Pool(reservoirs=tuple(failing(place)))
+    pool = CandidatePool(reservoirs=tuple(failing(place)))
     assert place.select(pool).labels == ()
     candidates = (place.item("candidate", [place.frame()]),)
-    event = place.select(Pool(candidates=candidates, fallback=True), attempt=2)
+    event = place.select(CandidatePool(candidates=candidates, fallback=True), attempt=2)
     assert [c.trajectory for c in event.labels] == ["candidate"]
 
 
@@ -274,14 +274,14 @@ def test_diverse_asks_the_bench_and_finds_the_stretched_atom(tmp_path):
     frames = [place.frame(noise=0.001) for _ in range(5)]
     frames[3].positions[1] *= 1.6
     items = [place.item(f"a{i}", [f], 0.3 if i == 0 else 0.2) for i, f in enumerate(frames)]
-    event = place.select(Pool(candidates=tuple(items)), Descriptors(), labels=2)
+    event = place.select(CandidatePool(candidates=tuple(items)), Descriptors(), labels=2)
     assert [c.trajectory for c in event.labels] == ["a0", "a3"]
 
 
 def test_the_usual_draw_is_uniform(tmp_path):
     place = Workplace(tmp_path)
     items = [place.item(f"a{i}", [place.frame()]) for i in range(3)]
-    event = place.select(Pool(candidates=tuple(items)), labels=1)
+    event = place.select(CandidatePool(candidates=tuple(items)), labels=1)
     assert event.labels[0].reason.startswith("uniform draw, from ")
 
 
@@ -289,8 +289,10 @@ def test_the_usual_draw_is_uniform(tmp_path):
 def test_the_same_pool_in_another_order_gives_the_same_choice(tmp_path, policy):
     place = Workplace(tmp_path, selection={"policy": policy})
     items = [place.item(f"a{i}", [place.frame() for _ in range(3)]) for i in range(12)]
-    first = place.select(Pool(candidates=tuple(items)), Descriptors(), labels=5)
-    again = place.select(Pool(candidates=tuple(items[::-1])), Descriptors(), labels=5, attempt=2)
+    first = place.select(CandidatePool(candidates=tuple(items)), Descriptors(), labels=5)
+    again = place.select(
+        CandidatePool(candidates=tuple(items[::-1])), Descriptors(), labels=5, attempt=2
+    )
     assert first.labels == again.labels
     assert [b.sha256 for b in first.batches] == [b.sha256 for b in again.batches]
 
@@ -302,7 +304,7 @@ def test_what_one_event_cannot_name_comes_in_chunks(tmp_path):
     reservoirs = [
         place.item(f"other-{i}", [place.frame()], weight=[3.0], failed=[False]) for i in range(60)
     ]
-    pool = Pool(candidates=(candidates,), reservoirs=tuple(reservoirs))
+    pool = CandidatePool(candidates=(candidates,), reservoirs=tuple(reservoirs))
     last = place.select(pool, labels=1000, audits=50)
     events = [*place.published, last]
     assert [(e.chunk, e.last) for e in events] == [(i, i == 13) for i in range(14)]
@@ -318,6 +320,6 @@ def test_what_one_event_cannot_name_comes_in_chunks(tmp_path):
 
 def test_a_chunk_of_the_longest_names_fits_into_one_message(place):
     items = [place.item(f"{'y' * 150}-{i}", [place.frame(("H",) * i)]) for i in range(75)]
-    event = place.select(Pool(candidates=tuple(items)), labels=75)
+    event = place.select(CandidatePool(candidates=tuple(items)), labels=75)
     assert len(event.labels) == len(event.batches) == 75
     assert len(encode(event)) < MAX_BODY

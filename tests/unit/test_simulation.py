@@ -20,7 +20,7 @@ from dpstream.services.coordinator.fleet.assumptions import PoolAssumptions, Tim
 from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
 from dpstream.services.coordinator.simulation.agenda import Agenda
 from dpstream.services.coordinator.simulation.observed import observed
-from dpstream.services.coordinator.simulation.outcome import Outcome
+from dpstream.services.coordinator.simulation.outcome import SimulationOutcome
 from dpstream.services.coordinator.simulation.simulation import Submission, simulate
 from dpstream.services.coordinator.simulation.store import MemoryStore
 from dpstream.services.coordinator.simulation.variants import difference, given, usual
@@ -66,7 +66,7 @@ def campaign(frames: int = 6, **changes: Any) -> Submission:
     return Submission(of, submission(of, frames))
 
 
-def check_labels(outcome: Outcome) -> None:
+def check_labels(outcome: SimulationOutcome) -> None:
     assert outcome.ended, outcome.why
     assert (outcome.lost, outcome.doubled) == (0, 0)
 
@@ -113,7 +113,7 @@ def test_the_same_seed_gives_the_same_outcome_in_another_process(tmp_path: Path)
         for seed in ("1", "2")
     }
     assert len(found) == 1
-    assert Outcome.model_validate_json(found.pop()).ended
+    assert SimulationOutcome.model_validate_json(found.pop()).ended
 
 
 def test_a_notice_is_a_flag_and_no_time() -> None:
@@ -269,7 +269,7 @@ def test_the_command_prints_what_a_campaign_takes_and_what_fewer_workers_change(
     words += ["--picture", str(files["run.svg"]), "--json", str(files["run.json"])]
     status, out, err = run_command(monkeypatch, capsys, *words, "--vary", "cpu.max=2")
     assert (status, err) == (0, "")
-    outcome = Outcome.model_validate_json(files["run.json"].read_text())
+    outcome = SimulationOutcome.model_validate_json(files["run.json"].read_text())
     assert f"{outcome.cost:,.2f}, " in out
     assert "cpu: max 2 instead of 8: " in out
     assert "</svg>" in files["run.svg"].read_text()

@@ -12,7 +12,7 @@ from ase.build import molecule
 from dpstream.inputs.gather import Gathered, gather
 from dpstream.shared.spec import Spec
 from dpstream.terminal import training_speed
-from dpstream.terminal.training_speed import Measured, Speed
+from dpstream.terminal.training_speed import Speed, TrainingBenchmark
 from tests.support.command_line import run_command
 
 
@@ -62,7 +62,7 @@ def test_members_wait_for_a_slot(gathered: Gathered) -> None:
 def test_the_fastest_way_is_that_of_the_whole_committee(gathered: Gathered) -> None:
     """Four slow trainings at once take less time than four fast ones in turn."""
     alone, four, torch = speed(slots=1), speed(slots=4, step=0.02), speed(backend="pytorch", step=9)
-    measured = Measured(date="2026-01-01", machine="here", speeds=(alone, four, torch))
+    measured = TrainingBenchmark(date="2026-01-01", machine="here", speeds=(alone, four, torch))
     assert measured.best(spec(), gathered) == four
     assert measured.best(spec(), gathered, "pytorch") == torch
     assert measured.best(spec(), gathered, "jax") is None
@@ -71,7 +71,7 @@ def test_the_fastest_way_is_that_of_the_whole_committee(gathered: Gathered) -> N
 def test_the_plan_finds_what_was_measured_of_such_a_campaign(gathered: Gathered) -> None:
     asks = "not measured on this machine; dpstream bench train SPEC does it in a minute"
     assert training_speed.speed_words(spec(), gathered) == asks
-    measured = Measured(date="2026-01-01", machine="here", speeds=(speed(),))
+    measured = TrainingBenchmark(date="2026-01-01", machine="here", speeds=(speed(),))
     training_speed.keep(spec(), gathered, measured)
     found = training_speed.speed_words(spec(name="other", seed=9), gathered)
     assert found == (
@@ -85,7 +85,7 @@ def test_the_plan_finds_what_was_measured_of_such_a_campaign(gathered: Gathered)
 
 
 def test_a_damaged_file_is_as_none(gathered: Gathered) -> None:
-    measured = Measured(date="2026-01-01", machine="here", speeds=(speed(),))
+    measured = TrainingBenchmark(date="2026-01-01", machine="here", speeds=(speed(),))
     training_speed.keep(spec(), gathered, measured).write_text("{")
     assert training_speed.kept(spec(), gathered) is None
 

@@ -18,7 +18,7 @@ from dpstream.shared.runtime.scratch import private_folder
 from dpstream.shared.spec import expand_material
 from dpstream.terminal.console import console, say
 from dpstream.terminal.training_speed import (
-    Measured,
+    TrainingBenchmark,
     estimate,
     keep,
     machine,
@@ -64,7 +64,9 @@ def bench_train(
         job = Bench(loaded, gathered, scratch, seconds, status.update)
         with errors_at(str(spec), SpecError):
             speeds = job.run()
-    measured = Measured(date=time.strftime("%Y-%m-%d"), machine=machine(), speeds=tuple(speeds))
+    measured = TrainingBenchmark(
+        date=time.strftime("%Y-%m-%d"), machine=machine(), speeds=tuple(speeds)
+    )
     if json_file is not None:
         write_whole(json_file, measured.model_dump_json(indent=1) + "\n")
     best = measured.best(loaded, gathered)

@@ -86,7 +86,7 @@ class KubernetesFleet:
         job = self._job(pool, name, count, warm=warm)
         try:
             self._call(self._batch.create_namespaced_job, body=job)
-        except Refused as error:
+        except ApiError as error:
             if error.status != 409:  # else it exists
                 raise
 
@@ -115,7 +115,7 @@ class KubernetesFleet:
         name = job_name(self.deployment, launch.name)
         try:
             self._call(self._batch.delete_namespaced_job, name, propagation_policy="Foreground")
-        except Refused as error:
+        except ApiError as error:
             if error.status != 404:  # else it is gone
                 raise
 
@@ -132,7 +132,7 @@ class KubernetesFleet:
         ]
         try:
             self._call(self._batch.patch_namespaced_job, metadata["name"], body=patch)
-        except Refused as error:
+        except ApiError as error:
             if error.status not in (404, 409):
                 raise
             return False
@@ -220,7 +220,7 @@ class KubernetesFleet:
         selector = f"involvedObject.name={job['metadata']['name']},reason=FailedCreate"
         try:
             events = self._call(self._core.list_namespaced_event, field_selector=selector)["items"]
-        except Refused:  # a Role of the user's own may forbid events
+        except ApiError:  # a Role of the user's own may forbid events
             return ""
         return str(events[-1]["message"]) if events else ""
 
@@ -271,7 +271,7 @@ class KubernetesFleet:
 
     def _call(self, request: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """The reply to a request as JSON: the package's own objects cost several times the reading
-        of it. Raises FleetError, and Refused if the API server answered."""
+        of it. Raises FleetError, and ApiError if the API server answered."""
         try:
             reply = request(
                 *arguments,
@@ -287,7 +287,7 @@ class KubernetesFleet:
             raise FleetError(f"Kubernetes does not answer: {error}") from error
 
 
-class Refused(FleetError):
+class ApiError(FleetError):
     """The API server answered with an HTTP status that reports an error."""
 
     def __init__(self, text: str, status: int) -> None:
@@ -295,15 +295,15 @@ class Refused(FleetError):
         self.status = status
 
 
-class RefusedByQuota(Refused, FleetLimit):
+class RefusedByQuota(ApiError, FleetLimit):
     """A quota or an admission webhook refused."""
 
 
-def _explained(error: ApiException) -> Refused:
+def _explained(error: ApiException) -> ApiError:
     """The refusal in the API server's words."""
     try:
         words = str(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):
         words = str(error.reason)
-    kind = RefusedByQuota if LIMITS.search(words) else Refused
+    kind = RefusedByQuota if LIMITS.search(words) else ApiError
     return kind(f"Kubernetes: {' '.join(words.split())[:300]}", int(error.status or 0))

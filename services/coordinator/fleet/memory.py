@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from dpstream.services.coordinator.fleet.plan import PoolVerdict, Standing
+from dpstream.services.coordinator.fleet.plan import PoolStanding, PoolVerdict
 from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.services.coordinator.fleet.processes import Processes
 from dpstream.services.coordinator.fleet.spending import Spent
@@ -229,11 +229,11 @@ class PoolMemory:
         if not self.failures:
             self.pause = 0.0
 
-    def standing(self, now: float, used_up: bool) -> Standing:
+    def standing(self, now: float, used_up: bool) -> PoolStanding:
         """`used_up`: whether the budget of the pool, or of its deployment, is."""
         limited = now < self.limited_until
         paused = self._pause_reason(now)
-        return Standing(
+        return PoolStanding(
             launches=self.launches,
             unknown_since=self.unknown_since,
             silence=self.silence,

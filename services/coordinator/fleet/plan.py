@@ -28,7 +28,7 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class Standing:
+class PoolStanding:
     """What is known of one pool."""
 
     launches: tuple[Launch, ...] = ()
@@ -98,7 +98,7 @@ class FleetPlan:
 
 def plan(
     demand: Mapping[str, Demand],
-    standing: Mapping[str, Standing],
+    standing: Mapping[str, PoolStanding],
     pools: Mapping[str, PoolSettings],
     now: float,
 ) -> FleetPlan:
@@ -109,7 +109,7 @@ def plan(
     retirements: list[Retirement] = []
     verdicts: dict[str, PoolVerdict] = {}
     for name in sorted(pools, key=lambda each: (pools[each].price, each)):
-        turn = _PoolTurn(name, pools[name], standing.get(name, Standing()), demand, now)
+        turn = _PoolTurn(name, pools[name], standing.get(name, PoolStanding()), demand, now)
         verdicts[name] = turn.decide(waiting, running)
         launches += turn.launches()
         retirements += turn.retirements()
@@ -136,7 +136,7 @@ class _PoolTurn:
         self,
         name: str,
         pool: PoolSettings,
-        standing: Standing,
+        standing: PoolStanding,
         demand: Mapping[str, Demand],
         now: float,
     ) -> None:

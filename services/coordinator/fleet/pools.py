@@ -72,7 +72,7 @@ LABEL = "label."
 """Prefix of the queues of labelers."""
 
 
-class Budget(Section):
+class FleetBudget(Section):
     """Limits of the whole deployment, or of one pool."""
 
     worker_hours: float | None = Field(default=None, gt=0, description="hours of all workers")
@@ -143,7 +143,7 @@ class PoolSettings(Section):
         description="a further worker is launched only if the waiting tasks keep it busy for this "
         "many start times",
     )
-    budget: Budget = Field(default=Budget(), description="limits of this pool")
+    budget: FleetBudget = Field(default=FleetBudget(), description="limits of this pool")
     price: float = Field(default=0.0, ge=0, description="per worker and hour, in any currency")
     spot: bool = Field(
         default=False,
@@ -273,7 +273,7 @@ class FleetFile(Section):
     deployment: Name = Field(
         description="name in every launch; different coordinators need different names"
     )
-    budget: Budget = Budget()
+    budget: FleetBudget = FleetBudget()
     pools: dict[Name, PoolSettings] = Field(min_length=1)
     simulation: Assumptions = Field(
         default=Assumptions(), description="what dpstream simulate assumes; see docs/simulation.md"

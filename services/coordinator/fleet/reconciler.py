@@ -31,7 +31,7 @@ from dpstream.services.coordinator.fleet.plan import (
 from dpstream.services.coordinator.fleet.pools import (
     LIST_LAG,
     SERVICES,
-    Budget,
+    FleetBudget,
     FleetFile,
     queue_kind,
     read_fleet,
@@ -233,7 +233,7 @@ class Reconciler:
         budget = self._file.budget if pool is None else self._file.pools[pool].budget
         return self._spending.share(budget, pool)
 
-    def _used_up(self, pool: str) -> list[Budget]:
+    def _used_up(self, pool: str) -> list[FleetBudget]:
         """The budgets that are used up, of the deployment's and the pool's own."""
         budgets = {None: self._file.budget, pool: self._file.pools[pool].budget}
         return [each for name, each in budgets.items() if self._spending.share(each, name) >= 1]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel
 
-from dpstream.services.coordinator.fleet.pools import Budget, PoolSettings
+from dpstream.services.coordinator.fleet.pools import FleetBudget, PoolSettings
 from dpstream.shared.errors import Refused
 from dpstream.shared.ports import Store
 from dpstream.shared.values import FLEET_PREFIX
@@ -87,7 +87,7 @@ class Spending(BaseModel):
             spent.cost_today += cost
         self.time = now
 
-    def share(self, budget: Budget, pool: str | None = None) -> float:
+    def share(self, budget: FleetBudget, pool: str | None = None) -> float:
         """The used part of the budget of the deployment, or of a pool; 1 and more: used up."""
         spent = self if pool is None else self.pools.get(pool, Spent())
         hours = spent.hours / budget.worker_hours if budget.worker_hours else 0.0

@@ -52,7 +52,7 @@ Limit = Annotated[int, Query(ge=1, le=PAGE, description="largest number of entri
 Offset = Annotated[int, Query(ge=0, le=10**9, description="number of entries to skip")]
 
 
-class Standing(View):
+class DeploymentStatus(View):
     """All campaigns, and the numbers of dead letters: bodies that could not be decoded (stored
     under `deadletters/`), and commands that the broker gave up delivering."""
 
@@ -146,9 +146,9 @@ def _health(app: FastAPI, read_access: ReadAccess) -> None:
 
 def _campaigns(app: FastAPI, read_access: ReadAccess) -> None:
     @app.get("/campaigns", summary="All campaigns")
-    def campaigns() -> Standing:
+    def campaigns() -> DeploymentStatus:
         inbox = read_access.coordinator.inbox
-        return Standing(
+        return DeploymentStatus(
             campaigns=tuple(read_access.campaigns()),
             undecodable=inbox.dead_letters.count,
             given_up=inbox.given_up,

@@ -15,7 +15,7 @@ from dpstream.services.coordinator.rules import convergence
 from dpstream.services.coordinator.rules.trust import stage_of
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
-from dpstream.shared.values import Pool, PoolItem, is_offered, stable_id, stable_seed
+from dpstream.shared.values import CandidatePool, PoolItem, is_offered, stable_id, stable_seed
 
 
 def select(decisions: Decisions) -> None:
@@ -44,7 +44,7 @@ def _request_selection(decisions: Decisions, over: bool) -> None:
     explored = any(not is_offered(item.trajectory) for item in candidates.values())
     no_candidate = over and not explored and not convergence.on_track(state)
     fallback = no_candidate and stage_of(state).repeat
-    pool = Pool(
+    pool = CandidatePool(
         candidates=() if fallback else tuple(candidates[uri] for uri in sorted(candidates)),
         reservoirs=tuple(reservoirs[uri] for uri in sorted(reservoirs)),
         fallback=fallback,

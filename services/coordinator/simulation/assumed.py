@@ -10,7 +10,7 @@ from dpstream.services.coordinator.simulation.results import SimulatedResults
 from dpstream.shared import messages as m
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec
-from dpstream.shared.values import Chosen, Pool
+from dpstream.shared.values import CandidatePool, Chosen
 
 NAMED = 100
 """Frames that one event of a selection names: as many as a message has room for."""
@@ -71,7 +71,7 @@ class AssumedResults(SimulatedResults):
         drawn = random.Random(f"{self.seed} found {command.trajectory} {command.version}")
         return min(checks, int(expected + drawn.random()))
 
-    def choose(self, command: m.Select, found: list[Chosen], pool: Pool) -> list[Chosen]:
+    def choose(self, command: m.Select, found: list[Chosen], pool: CandidatePool) -> list[Chosen]:
         """New ones only, within the share of each trajectory."""
         share = self.spec.selection.per_trajectory
         left = {name: share - pool.used.get(name, 0) for name in {c.trajectory for c in found}}

@@ -24,7 +24,7 @@ HOUR = 3600.0
 TAKEN_BACK, KILLED, LOST = "CANCELLED", "SIGKILL", "NODE_FAIL"
 
 
-class Worker(Protocol):
+class StoppableWorker(Protocol):
     def stop(self) -> None:
         """As SIGTERM."""
 
@@ -41,7 +41,7 @@ class LaunchedWorker:
     launch: _Launch
     warm: bool
     began: float = 0.0
-    worker: Worker | None = None
+    worker: StoppableWorker | None = None
 
 
 @dataclass(eq=False)
@@ -88,7 +88,7 @@ class SimulatedFleet:
     seed: int
     epoch: float
     """Seconds since the epoch at which the simulation begins."""
-    begin: Callable[[LaunchedWorker], Worker]
+    begin: Callable[[LaunchedWorker], StoppableWorker]
     """Called when a worker is up."""
     calls: Counter[str] = field(default_factory=Counter)
     """By method of the port."""

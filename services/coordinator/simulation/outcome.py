@@ -36,7 +36,7 @@ class Moment(View):
     cost: float = Field(description="so far")
 
 
-class Outcome(View):
+class SimulationOutcome(View):
     campaign: str
     seed: int
     verdict: str = Field(description="of the campaign; paused or standing still if it did not end")

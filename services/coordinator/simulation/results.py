@@ -16,6 +16,7 @@ from dpstream.shared import messages as m
 from dpstream.shared.cross_check import ComparedLabel
 from dpstream.shared.values import (
     Accepted,
+    CandidatePool,
     Chosen,
     Compared,
     Counts,
@@ -24,7 +25,6 @@ from dpstream.shared.values import (
     FrameRef,
     Offered,
     OfferedFrame,
-    Pool,
     PoolItem,
     Ref,
     Rejected,
@@ -239,7 +239,7 @@ class SimulatedResults(ABC):
         ]
 
     def _select(self, command: m.Select) -> list[m.Message]:
-        pool = Pool.model_validate_json(self.manifests[command.pool.uri])
+        pool = CandidatePool.model_validate_json(self.manifests[command.pool.uri])
         labels = [self._pick(i, n, "candidate") for i in pool.candidates for n in range(i.count)]
         audits = [self._pick(i, n, "reservoir") for i in pool.reservoirs for n in range(i.count)]
         labels = self.choose(command, sorted(labels, key=lambda c: c.key), pool)
@@ -260,7 +260,7 @@ class SimulatedResults(ABC):
             for number, first in enumerate(starts)
         ]
 
-    def choose(self, command: m.Select, found: list[Chosen], pool: Pool) -> list[Chosen]:
+    def choose(self, command: m.Select, found: list[Chosen], pool: CandidatePool) -> list[Chosen]:
         """The candidates that are labelled."""
         return found[: command.labels]
 

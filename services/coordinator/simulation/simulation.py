@@ -34,9 +34,9 @@ from dpstream.services.coordinator.simulation.bus import LossyBus
 from dpstream.services.coordinator.simulation.fleet import SimulatedFleet
 from dpstream.services.coordinator.simulation.outcome import (
     Moment,
-    Outcome,
     PoolOutcome,
     ServiceOutcome,
+    SimulationOutcome,
 )
 from dpstream.services.coordinator.simulation.store import MemoryStore
 from dpstream.services.coordinator.simulation.use import Use
@@ -82,7 +82,7 @@ class Costs:
     turns: float = 0.0
 
 
-def simulate(submission: Submission, fleet: FleetFile, seed: int = 1) -> Outcome:
+def simulate(submission: Submission, fleet: FleetFile, seed: int = 1) -> SimulationOutcome:
     """What would come of the campaign with these pools. Raises SpecError if a queue that it needs
     has no worker."""
     return Simulation(submission, fleet, seed).run()
@@ -116,7 +116,7 @@ class Simulation:
         self._moments: list[Moment] = []
         self._every = 1.0
 
-    def run(self) -> Outcome:
+    def run(self) -> SimulationOutcome:
         self._store_inputs()
         self._add_others()
         with tempfile.TemporaryDirectory() as folder:
@@ -283,12 +283,12 @@ class Simulation:
         use = self.fleet.use[pool]
         return use.total_hours(self.agenda.now) * self.file.pools[pool].price
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self) -> SimulationOutcome:
         state = self.open.state
         labels = label_counts(state)
         verdict, why = self._verdict()
         again = sum(self.crew.computed.values()) - len(self.crew.computed)
-        return Outcome(
+        return SimulationOutcome(
             campaign=self.spec.name,
             seed=self.seed,
             verdict=verdict,

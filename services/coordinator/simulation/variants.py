@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from dpstream.services.coordinator.fleet.pools import FleetFile
-from dpstream.services.coordinator.simulation.outcome import Outcome
+from dpstream.services.coordinator.simulation.outcome import SimulationOutcome
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.errors import did_you_mean, validated
 
@@ -27,7 +27,7 @@ class Variant:
     file: FleetFile
 
 
-def usual(file: FleetFile, outcome: Outcome) -> Iterator[Variant]:
+def usual(file: FleetFile, outcome: SimulationOutcome) -> Iterator[Variant]:
     """Fewer workers in the pool that worked most and, if it was full, twice as many."""
     name = max(outcome.pools, key=lambda each: outcome.pools[each].hours)
     most = outcome.pools[name].most
@@ -66,7 +66,7 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{value}"
 
 
-def difference(before: Outcome, after: Outcome) -> str:
+def difference(before: SimulationOutcome, after: SimulationOutcome) -> str:
     """What the second one changes: `6 min longer, 38 % cheaper`."""
     parts = [_time(after.seconds - before.seconds)]
     if before.cost:

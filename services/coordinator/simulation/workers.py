@@ -39,16 +39,16 @@ DONE, RELEASED = "0", "75"
 
 
 @dataclass(eq=False)
-class Slot:
+class SimulatedSlot:
     """Takes one task at a time from its queues."""
 
     worker: SimulatedWorker
     queues: tuple[str, ...]
-    work: Work | None = None
+    work: TaskAttempt | None = None
 
 
 @dataclass(eq=False)
-class Work:
+class TaskAttempt:
     """One attempt of a task. `kept`: when its last chunk was published; `ahead`: seconds of work on
     the next one that it found in restart files."""
 
@@ -87,7 +87,7 @@ class Crew:
     """Seconds of work in the restart files of released labels, by task."""
     worked_at: float = 0.0
     """When a task last began or ended."""
-    _idle: dict[str, dict[Slot, None]] = field(default_factory=lambda: defaultdict(dict))
+    _idle: dict[str, dict[SimulatedSlot, None]] = field(default_factory=lambda: defaultdict(dict))
     """Slots that wait for a task, by queue, the longest wait first."""
     _subscriptions: dict[str, InProcessSubscription] = field(default_factory=dict)
     _claims: int = 0
@@ -108,7 +108,7 @@ class Crew:
             self._subscriptions[queue] = self.bus.consume(queue)
         return self._subscriptions[queue]
 
-    def _take(self, slot: Slot, delivery: InProcessDelivery) -> None:
+    def _take(self, slot: SimulatedSlot, delivery: InProcessDelivery) -> None:
         """Claims the command of a delivery and begins to work on it. A slot that loses the claim
         publishes the winner's once more, and waits on."""
         command = decode(delivery.body)
@@ -131,9 +131,9 @@ class Crew:
             if isinstance(command, m.Label) and command.resume is not None:
                 ahead = self.restarts[command.task]
                 self.lost_seconds = max(0.0, self.lost_seconds - ahead)
-            self._begin(slot, Work(command, secret, now, now, ahead))
+            self._begin(slot, TaskAttempt(command, secret, now, now, ahead))
 
-    def _begin(self, slot: Slot, work: Work) -> None:
+    def _begin(self, slot: SimulatedSlot, work: TaskAttempt) -> None:
         for queue in slot.queues:
             del self._idle[queue][slot]
         slot.work, slot.worker.tasks = work, slot.worker.tasks + 1
@@ -141,7 +141,7 @@ class Crew:
         self._go_on(slot, work, self._steps(work))
         self.agenda.after(HEARTBEAT, self._beat, slot, work)
 
-    def _steps(self, work: Work) -> Iterator[tuple[float, m.Message]]:
+    def _steps(self, work: TaskAttempt) -> Iterator[tuple[float, m.Message]]:
         """The results of an attempt, each with the seconds since the one before."""
         command: Any = work.command
         results = self.results.results(command)
@@ -167,7 +167,9 @@ class Crew:
             return LOOKUP
         return self.results.label_seconds(frame)
 
-    def _go_on(self, slot: Slot, work: Work, steps: Iterator[tuple[float, m.Message]]) -> None:
+    def _go_on(
+        self, slot: SimulatedSlot, work: TaskAttempt, steps: Iterator[tuple[float, m.Message]]
+    ) -> None:
         """Works until the next result is due, or ends after the last one."""
         step = next(steps, None)
         if step is None:
@@ -177,7 +179,11 @@ class Crew:
             self.agenda.after(step[0], self._publish_result, slot, work, step[1], steps)
 
     def _publish_result(
-        self, slot: Slot, work: Work, result: m.Result, steps: Iterator[tuple[float, m.Message]]
+        self,
+        slot: SimulatedSlot,
+        work: TaskAttempt,
+        result: m.Result,
+        steps: Iterator[tuple[float, m.Message]],
     ) -> None:
         if work.over:
             return
@@ -197,14 +203,14 @@ class Crew:
                 self.stored.add(each.key)
                 self.computed[each.key] += not each.reused
 
-    def _finish(self, slot: Slot, work: Work) -> None:
+    def _finish(self, slot: SimulatedSlot, work: TaskAttempt) -> None:
         work.over, slot.work = True, None
         self.busy_hours[slot.worker.pool] += (
             (self.agenda.now - work.began) / 3600 / len(slot.worker.slots)
         )
         self._count_busy(slot, -1)
 
-    def _beat(self, slot: Slot, work: Work) -> None:
+    def _beat(self, slot: SimulatedSlot, work: TaskAttempt) -> None:
         """A heartbeat, and a look for the request to stop."""
         if work.over:
             return
@@ -222,7 +228,7 @@ class Crew:
         self._publish(beat, work.secret)
         self.agenda.after(HEARTBEAT, self._beat, slot, work)
 
-    def _release(self, slot: Slot, work: Work, preempted: bool) -> None:
+    def _release(self, slot: SimulatedSlot, work: TaskAttempt, preempted: bool) -> None:
         lost, restart = self.agenda.now - work.kept, None
         if preempted and self.assumptions.restarts and isinstance(work.command, m.Label):
             self.restarts[work.command.task] = work.ahead + lost
@@ -248,7 +254,7 @@ class Crew:
     def _publish(self, event: m.Message, secret: str | None = None) -> None:
         self.bus.publish([Outgoing(encode(event), topic=topic_of(event), secret=secret)])
 
-    def _count_busy(self, slot: Slot, change: int) -> None:
+    def _count_busy(self, slot: SimulatedSlot, change: int) -> None:
         use = self.use[slot.worker.service]
         use.count(self.agenda.now)
         use.busy += change
@@ -264,7 +270,7 @@ class Crew:
         assert self.fleet is not None
         pool = self.fleet.pools[process.pool]
         worker = SimulatedWorker(self, process.name, process.pool, pool.service, process)
-        worker.slots = [Slot(worker, queues) for queues in _queues_of_slots(pool)]
+        worker.slots = [SimulatedSlot(worker, queues) for queues in _queues_of_slots(pool)]
         worker.idle_exit = None if process.warm else pool.idle_exit
         stagger = random.Random(f"{self.seed} lifetime {process.name}").uniform(1 - STAGGER, 1)
         self.agenda.after(pool.lifetime * stagger, worker.close)
@@ -286,7 +292,7 @@ class Crew:
         """Workers that run besides the fleet, and never end."""
         for number in range(count):
             worker = SimulatedWorker(self, f"{queue}-{number}", "", service)
-            worker.slots = [Slot(worker, (queue,))]
+            worker.slots = [SimulatedSlot(worker, (queue,))]
             self._enter(worker)
 
     def _enter(self, worker: SimulatedWorker) -> None:
@@ -297,7 +303,7 @@ class Crew:
         for slot in worker.slots:
             self._offer(slot)
 
-    def _offer(self, slot: Slot) -> None:
+    def _offer(self, slot: SimulatedSlot) -> None:
         """The slot waits for a task, or its worker ends."""
         worker = slot.worker
         if worker.closed:
@@ -355,7 +361,7 @@ class SimulatedWorker:
     """Empty for a worker that runs besides the fleet."""
     service: m.Service
     process: LaunchedWorker | None = None
-    slots: list[Slot] = field(default_factory=list)
+    slots: list[SimulatedSlot] = field(default_factory=list)
     idle_exit: float | None = None
     tasks: int = 0
     """Taken so far."""

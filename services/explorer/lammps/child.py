@@ -26,7 +26,7 @@ from dpstream.shared.runtime.child_process import progressed
 from dpstream.shared.runtime.machine_faults import is_gpus_fault
 from dpstream.shared.values import Trust
 
-from dpstream.shared.atoms.deep_pot import Potential  # isort: skip
+from dpstream.shared.atoms.deep_pot import DeepPotential  # isort: skip
 
 SESSIONS = Sessions(Path.cwd())
 Check = tuple[Floats, Floats, float, float, int, Ints]
@@ -34,8 +34,8 @@ Check = tuple[Floats, Floats, float, float, int, Ints]
 
 
 @functools.lru_cache(maxsize=32)
-def _model(path: str) -> Potential:
-    return Potential(path)
+def _model(path: str) -> DeepPotential:
+    return DeepPotential(path)
 
 
 def begin(script: Mapping[str, Any]) -> None:

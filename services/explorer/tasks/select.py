@@ -37,7 +37,7 @@ from dpstream.shared.atoms.frames import Batch, Floats, Frame, frame_key
 from dpstream.shared.messages import CandidatesSelected, Select
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec, TrustLevels
-from dpstream.shared.values import Chosen, Pool, PoolItem, Ref, RefusedFrames, stable_seed
+from dpstream.shared.values import CandidatePool, Chosen, PoolItem, Ref, RefusedFrames, stable_seed
 
 FRAMES_PER_EVENT = 75
 """Frames per event, such that it fits in a message even with the longest names."""
@@ -82,7 +82,7 @@ def select(resources: DescriptorSource, command: Select, context: Context) -> Ca
     Writes one `chosen-<chunk>-<n>.npz` (arrays `devi_f` in eV/Å, `time_ps`) per composition.
     """
     spec = context.spec()
-    loaded = load(Pool.model_validate_json(context.fetch(command.pool)), context)
+    loaded = load(CandidatePool.model_validate_json(context.fetch(command.pool)), context)
     context.check()
     limits = limits_for(spec.type_map, spec.selection.min_distance, spec.selection.max_skew)
     refusals = Refusals()
@@ -110,7 +110,7 @@ def select(resources: DescriptorSource, command: Select, context: Context) -> Ca
     )
 
 
-def load(pool: Pool, context: Context) -> LoadedPool:
+def load(pool: CandidatePool, context: Context) -> LoadedPool:
     """The pool's batches with a record of every frame."""
     items = [*pool.candidates, *pool.reservoirs]
     batches = [Batch.loads(context.fetch(item.frames)) for item in items]

@@ -98,7 +98,7 @@ class Localized(Protocol):
 
 
 @runtime_checkable
-class Stated(Protocol):
+class StatesVersion(Protocol):
     """A code whose version is known only from its output; the campaign states it in its spec."""
 
     def stated_version(self, settings: dict[str, Any], stated: str | None) -> str:

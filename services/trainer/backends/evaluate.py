@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpstream.shared.atoms.deep_pot import Potential
+from dpstream.shared.atoms.deep_pot import DeepPotential
 from dpstream.shared.atoms.frames import PARAMETERS
 
 
@@ -17,7 +17,7 @@ def evaluate(model: str, systems: Sequence[str]) -> dict[str, Any]:
     """Root mean square errors of `model` over DeePMD-kit systems, every frame of all of them:
     energy per atom (eV), force component (eV/Å), virial component per atom (eV; None where no
     system has virials), and the labels' own RMS force component (eV/Å) as `rms_force`."""
-    potential = Potential(model)
+    potential = DeepPotential(model)
     sums = _Sums()
     for system in systems:
         _evaluate_system(potential, Path(system), sums)
@@ -47,7 +47,7 @@ class _Sums:
         return float(np.sqrt(self._squares[name] / self._counts[name]))
 
 
-def _evaluate_system(potential: Potential, system: Path, sums: _Sums) -> None:
+def _evaluate_system(potential: DeepPotential, system: Path, sums: _Sums) -> None:
     data = {p.stem: np.load(p) for p in sorted((system / "set.000").glob("*.npy"))}
     names = (system / "type_map.raw").read_text().split()
     words = (system / "type.raw").read_text().split()
