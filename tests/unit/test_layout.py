@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,3 +65,37 @@ def test_no_folder_is_too_large_to_survey() -> None:
     large = {folder: size for folder, size in sizes.items() if size > MOST}
     large.pop(ONE_FILE_PER_PROGRAM, None)
     assert large == {}
+
+
+TWO_RELEASES = {"Conserving", "Thermostatted"}
+"""One class for each supported release of TorchSim."""
+
+
+def test_no_class_name_stands_for_two_things() -> None:
+    names = Counter(
+        name
+        for folder in SOURCES
+        for file in (ROOT / folder).rglob("*.py")
+        for name in re.findall(r"^class ([A-Za-z]\w*)", file.read_text(), re.MULTILINE)
+    )
+    assert {name for name, times in names.items() if times > 1} == TWO_RELEASES
+
+
+PLACED = re.compile(r"((?:`[\w.]+`(?:, | and )?)+) in `([\w/]+\.py)`")
+"""As in "`Frame`, `Batch` in `shared/atoms/frames.py`"."""
+
+
+def test_what_the_docs_place_in_a_file_is_there() -> None:
+    missing = [
+        (str(page.relative_to(ROOT)), name, file)
+        for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+        for names, file in PLACED.findall(page.read_text())
+        for name in re.findall(r"`([\w.]+)`", names)
+        if not any(
+            re.search(rf"\b{name.split('.')[-1]}\b", path.read_text())
+            for folder in SOURCES
+            for path in (ROOT / folder).rglob(Path(file).name)
+            if str(path).endswith(file)
+        )
+    ]
+    assert missing == []
