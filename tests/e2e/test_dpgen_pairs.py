@@ -19,6 +19,7 @@ PROGRAMS = {"cp2k": "cp2k.psmp", "pwscf": "pw.x"}
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(DATA is None, reason="DPSTREAM_TEST_DATA names no folder of recorded data")
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_pair_of_dpgen_runs_to_its_end(name: str, tmp_path: Path) -> None:
