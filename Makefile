@@ -66,8 +66,8 @@ images: $(STAMP) builder
 images-test: images servers codes
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest tests/integration/test_images.py
 
-FLEET := tests/unit/test_fleet_plan.py tests/unit/test_fleet_reconciler.py \
-  tests/unit/test_schedulers.py tests/unit/test_aws_batch.py tests/unit/test_keda.py \
+FLEET := tests/unit/coordinator/fleet/test_fleet_plan.py tests/unit/coordinator/fleet/test_fleet_reconciler.py \
+  tests/unit/coordinator/fleet/test_schedulers.py tests/unit/coordinator/fleet/test_aws_batch.py tests/unit/coordinator/fleet/test_keda.py \
   tests/contract/test_fleet_contract.py tests/contract/test_kubernetes_fleet.py \
   tests/integration/test_fleet_pools.py tests/e2e/chaos/test_fleet.py
 

@@ -43,12 +43,12 @@ def test_no_test_imports_another_test_file() -> None:
 
 def test_imports_of_test_files_are_found_in_every_form() -> None:
     for source in (
-        "from tests.unit.test_worker import label",
+        "from tests.unit.shared.runtime.test_worker import label",
         "from tests.unit import test_worker",
         "from . import test_worker",
         "from .test_worker import label",
-        "import tests.unit.test_worker as worker",
-        "def late():\n    from tests.unit.test_worker import label",
+        "import tests.unit.shared.runtime.test_worker as worker",
+        "def late():\n    from tests.unit.shared.runtime.test_worker import label",
     ):
         assert from_test_files(source), source
     assert from_test_files("from tests.support.worker import label") == []
