@@ -18,7 +18,7 @@ from dpstream.shared import messages as m
 from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.worker import claim_uri
-from tests.support.campaign_simulator import CampaignSimulator, spec, submission
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec, submission
 
 ANCHOR = 5.2, 9.6
 """Median and 95th percentile of Colmena's decisions, ms."""

@@ -25,7 +25,7 @@ from dpstream.shared.connect import connect_store
 from dpstream.shared.ports import Store
 from dpstream.shared.settings import Settings
 from dpstream.shared.values import campaign_uri
-from tests.support.campaign_simulator import CampaignSimulator, spec, submission
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec, submission
 
 CAMPAIGN = "world"
 FRAMES = 50

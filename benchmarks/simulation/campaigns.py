@@ -15,7 +15,7 @@ from dpstream.services.coordinator.garbage import collect_rarely
 from dpstream.services.coordinator.simulation.outcome import SimulationOutcome
 from dpstream.services.coordinator.simulation.simulation import Simulation, Submission
 from dpstream.shared.logs import configure
-from tests.support.campaign_simulator import ref, spec, submission
+from tests.support.campaigns.campaign_simulator import ref, spec, submission
 
 LABEL = {"mean": 355, "sd": 291, "least": 7.6, "most": 1034}
 """Seconds of a label: measured by others on 2,000 DFT calculations, log-normal."""

@@ -27,8 +27,8 @@ from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
 from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.shared import messages as m
 from dpstream.shared.settings import PREFIX
-from tests.support.deployed_cluster import NAME, WORKER_MODULE, Cluster, deployed
-from tests.support.worker_without_engines import SEED
+from tests.support.deployments.deployed_cluster import NAME, WORKER_MODULE, Cluster, deployed
+from tests.support.deployments.worker_without_engines import SEED
 
 WORKERS = 8
 LABEL = {"mean": 6.0, "sd": 4.0, "least": 0.5, "most": 20.0}

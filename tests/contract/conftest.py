@@ -22,7 +22,7 @@ from dpstream.shared.bus.rabbit import RabbitBus, RabbitSettings
 from dpstream.shared.ports import Bus, Store
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.store.s3 import IF_NONE_MATCH, S3Store
-from tests.support.s3_server import BUCKET
+from tests.support.servers.s3_server import BUCKET
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 from dpstream.shared.bus.topology import MOST_OFFERED
 from dpstream.shared.errors import BusError, QueueFull, Unroutable
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Subscription
-from tests.support.faulty_adapters import FaultyBus
+from tests.support.adapters.faulty_adapters import FaultyBus
 
 Connect = Callable[[], Bus]
 

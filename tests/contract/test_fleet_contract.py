@@ -18,8 +18,8 @@ from dpstream.services.coordinator.fleet.pools import PASSES, PoolSettings
 from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Fleet
-from tests.support.batch_server import BatchServer
-from tests.support.fleets import (
+from tests.support.servers.batch_server import BatchServer
+from tests.support.servers.fleets import (
     MADE,
     NAME,
     STAYING,
@@ -30,9 +30,9 @@ from tests.support.fleets import (
     environment_of,
     until,
 )
-from tests.support.grid_engine_server import GridEngineServer
-from tests.support.kube_namespace import KUBECONFIG, Namespace
-from tests.support.slurm_server import CPUS, SlurmServer
+from tests.support.servers.grid_engine_server import GridEngineServer
+from tests.support.servers.kube_namespace import KUBECONFIG, Namespace
+from tests.support.servers.slurm_server import CPUS, SlurmServer
 
 SECRET = "amqp://labeler:it s@host"
 SETTINGS: dict[str, Any] = {"serves": ("train",), "max": 9, "memory": "100M"}

@@ -13,8 +13,8 @@ from dpstream.services.coordinator.fleet import kubernetes
 from dpstream.services.coordinator.fleet.kubernetes import KubernetesFleet
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Launch
-from tests.support.fleets import NAME, STAYING, until, until_gone
-from tests.support.kube_namespace import Namespace
+from tests.support.servers.fleets import NAME, STAYING, until, until_gone
+from tests.support.servers.kube_namespace import Namespace
 
 pytestmark = pytest.mark.server
 

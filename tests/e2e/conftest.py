@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.small_campaign import finish, write_spec
+from tests.support.campaigns.small_campaign import finish, write_spec
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from dpstream.services.coordinator.ledger.ledger import load_state
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.shared.store.folder import FolderStore
-from tests.support.small_campaign import (
+from tests.support.campaigns.small_campaign import (
     COLD,
     WARM,
     finish,

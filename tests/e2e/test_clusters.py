@@ -16,8 +16,8 @@ from dpstream.services.explorer.selection.clusters import cluster
 from dpstream.shared.atoms.frames import Batch, Frame, canonical, from_ase, to_ase
 from dpstream.shared.messages import CandidatesSelected, LabelsDone
 from dpstream.shared.store.folder import FolderStore
+from tests.support.campaigns.small_campaign import water_training
 from tests.support.command_line import dpstream
-from tests.support.small_campaign import water_training
 
 RADIUS = 3.2
 SPEC: dict[str, Any] = {

@@ -17,8 +17,8 @@ from dpstream.shared.atoms.deviation import max_force_deviation
 from dpstream.shared.atoms.frames import canonical, from_ase
 from dpstream.shared.messages import MemberTrained
 from dpstream.shared.store.folder import FolderStore
-from tests.support.explorer import evaluated, run
-from tests.support.small_campaign import finish, state_of, write_spec
+from tests.support.campaigns.small_campaign import finish, state_of, write_spec
+from tests.support.workers.explorer import evaluated, run
 
 ALLOY = bulk("Cu", cubic=True, a=3.85)
 ALLOY.symbols[0] = "Au"

@@ -17,9 +17,9 @@ import yaml
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import Audit, CandidatesSelected, Explore, Message, StageEnded
 from dpstream.shared.store.folder import FolderStore
-from tests.support import dpgen_methane
+from tests.support.campaigns.small_campaign import labelled, state_of
 from tests.support.command_line import dpstream
-from tests.support.small_campaign import labelled, state_of
+from tests.support.dpgen import dpgen_methane
 
 DATA = os.environ.get("DPSTREAM_TEST_DATA")
 REAL = Path("dpgen/examples/run/dp2.x-lammps-vasp/CH4/param_CH4_deepmd-kit-2.x.json")

@@ -12,7 +12,7 @@ from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import CandidatesSelected, LabelsDone, StageEnded
 from dpstream.shared.store.folder import FolderStore
 from tests.support.command_line import dpstream
-from tests.support.dpgen_pairs import PAIRS, prepared
+from tests.support.dpgen.dpgen_pairs import PAIRS, prepared
 
 DATA = os.environ.get("DPSTREAM_TEST_DATA")
 PROGRAMS = {"cp2k": "cp2k.psmp", "pwscf": "pw.x"}

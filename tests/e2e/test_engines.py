@@ -14,8 +14,8 @@ from ase.io import write
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import CandidatesSelected, Explore, StageEnded
 from dpstream.shared.store.folder import FolderStore
-from tests.support.archived import frames_of
-from tests.support.small_campaign import finish, state_of, write_spec
+from tests.support.campaigns.archived import frames_of
+from tests.support.campaigns.small_campaign import finish, state_of, write_spec
 
 MORSE = ["pair_style morse 6.0", "pair_coeff 1 1 0.2703 1.1646 3.253"]
 SMALL = {"rcut": 4.0, "rcut_smth": 1.0, "sel": [60], "neuron": [2, 4], "axis_neuron": 2}

@@ -14,9 +14,9 @@ from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.atoms.frames import Batch, min_distance, to_ase
 from dpstream.shared.messages import CandidatesSelected, ChunkExplored, LabelsDone, TaskFailed
 from dpstream.shared.store.folder import FolderStore
+from tests.support.campaigns.small_campaign import water_training
 from tests.support.command_line import dpstream
-from tests.support.gromacs import MDP, SPCE, needs_gromacs, water_box
-from tests.support.small_campaign import water_training
+from tests.support.programs.gromacs import MDP, SPCE, needs_gromacs, water_box
 
 EDGE = 3
 PME = MDP.replace("reaction-field", "PME").replace("0.45", "0.43")

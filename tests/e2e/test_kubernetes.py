@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.kube_deployment import KubeDeployment
-from tests.support.small_campaign import COLD, write_spec
+from tests.support.campaigns.small_campaign import COLD, write_spec
+from tests.support.deployments.kube_deployment import KubeDeployment
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(3600)]
 

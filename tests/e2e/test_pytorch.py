@@ -12,7 +12,7 @@ from benchmarks.gpu.campaign import write_campaign
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import MemberTrained
 from dpstream.shared.store.folder import FolderStore
-from tests.support.small_campaign import finish, labelled, state_of
+from tests.support.campaigns.small_campaign import finish, labelled, state_of
 from tests.support.soak import SOAK
 
 WARM = {"name": "warm", "systems": ["cuau"], "temperatures": [300]}

@@ -15,7 +15,8 @@ from dpstream.deploy.devcluster.seaweed import SeaweedServer
 from dpstream.integrity.verify import verify
 from dpstream.services.coordinator.ledger.ledger import read_segments
 from dpstream.shared import messages as m
-from tests.support.deployed_cluster import (
+from tests.support.campaigns.small_campaign import labelled
+from tests.support.deployments.deployed_cluster import (
     HEARTBEAT,
     NAME,
     PATIENT,
@@ -25,8 +26,7 @@ from tests.support.deployed_cluster import (
     deployed_as,
     undisturbed,
 )
-from tests.support.installed_release import VERSION, install, run
-from tests.support.small_campaign import labelled
+from tests.support.deployments.installed_release import VERSION, install, run
 
 pytestmark = [pytest.mark.server, pytest.mark.soak]
 

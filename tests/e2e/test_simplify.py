@@ -21,7 +21,7 @@ from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.atoms.deviation import max_force_deviation
 from dpstream.shared.messages import LabelsDone, RoundJudged
 from dpstream.shared.store.folder import FolderStore
-from tests.support.small_campaign import tiny_training
+from tests.support.campaigns.small_campaign import tiny_training
 
 SHAKEN, COPIES = (0.05,) * 10 + (0.12,) * 2, 5
 """Å"""

@@ -10,8 +10,8 @@ import pytest
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import ChunkExplored, Explore, Label, Message, TaskClaimed
 from dpstream.shared.store.folder import FolderStore
-from tests.support.archived import frames_of
-from tests.support.small_campaign import WARM, finish, state_of, write_spec
+from tests.support.campaigns.archived import frames_of
+from tests.support.campaigns.small_campaign import WARM, finish, state_of, write_spec
 
 STREAMING = {
     "mode": "streaming",

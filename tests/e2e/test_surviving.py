@@ -14,7 +14,7 @@ import pytest
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import LabelsDone
 from dpstream.shared.store.folder import FolderStore
-from tests.support.small_campaign import (
+from tests.support.campaigns.small_campaign import (
     children_of,
     finish,
     kill_tree,

@@ -16,9 +16,9 @@ from dpstream.shared.runtime.child_process import PINNED
 from tests.support.soak import SOAK
 
 TESTS = Path(__file__).parents[1]
-SCRIPT = TESTS / "support" / "tiny_committees.py"
+SCRIPT = TESTS / "support" / "models" / "tiny_committees.py"
 ARCHIVE = TESTS / "data" / "committees" / "committees.tar.xz"
-TORCH_SCRIPT = TESTS / "support" / "tiny_torch_committees.py"
+TORCH_SCRIPT = TESTS / "support" / "models" / "tiny_torch_committees.py"
 TORCH_ARCHIVE = ARCHIVE.with_name("torch.tar.xz")
 
 
@@ -111,7 +111,7 @@ def periodic_system(tiny_training: Path) -> Path:
 @pytest.fixture(scope="session")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A `TrainerHarness` for trainings, its engine warm."""
-    from tests.support.trainer import TrainerHarness
+    from tests.support.workers.trainer import TrainerHarness
 
     trainer = TrainerHarness(tmp_path_factory.mktemp("trainer"))
     trainer.resources.start()
@@ -122,6 +122,6 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def by_fparam(trainer: Any) -> Any:
     """Frames of opposite labels, which a model tells apart by their fparam."""
-    from tests.support.tiny_fits import fit_by_parameter
+    from tests.support.models.tiny_fits import fit_by_parameter
 
     return fit_by_parameter(trainer, "fparam")

@@ -46,14 +46,14 @@ from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.store.s3 import S3Store
 from dpstream.shared.values import DEADLETTER_PREFIX, SIGNERS, FrameRef, Ref, campaign_uri
-from tests.support.amendments import announced
-from tests.support.campaign_simulator import submission
-from tests.support.certificate_authority import Authority
-from tests.support.coordinator import small
-from tests.support.dead_letters import letters
-from tests.support.least_privilege import PREFIX, VHOST
-from tests.support.sample_ledger import NAME
-from tests.support.sample_messages import example
+from tests.support.adapters.dead_letters import letters
+from tests.support.campaigns.amendments import announced
+from tests.support.campaigns.campaign_simulator import submission
+from tests.support.campaigns.coordinator import small
+from tests.support.campaigns.sample_ledger import NAME
+from tests.support.campaigns.sample_messages import example
+from tests.support.deployments.least_privilege import PREFIX, VHOST
+from tests.support.servers.certificate_authority import Authority
 
 RIGHTS = ("configure", "write", "read")
 WORKERS = ("trainer", "explorer", "labeler")

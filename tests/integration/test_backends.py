@@ -23,8 +23,8 @@ from dpstream.shared.messages import MemberTrained
 from dpstream.shared.runtime.device import Device, Gpu
 from dpstream.shared.runtime.gpu_check import check_gpu
 from dpstream.shared.values import given_model
-from tests.support.explorer import CH4, evaluated, run
-from tests.support.trainer import TrainerHarness, backends_loaded_by
+from tests.support.workers.explorer import CH4, evaluated, run
+from tests.support.workers.trainer import TrainerHarness, backends_loaded_by
 
 STEPS = 100
 PATIENCE = 600.0

@@ -24,7 +24,7 @@ from dpstream.shared.errors import EngineCrashed, Permanent, Stopped
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.spec import Md
 from dpstream.shared.values import Condition, Trust
-from tests.support.explorer import ALLOY, AU4CU4, BAROSTATS, CH4, ExplorerHarness
+from tests.support.workers.explorer import ALLOY, AU4CU4, BAROSTATS, CH4, ExplorerHarness
 
 EVERYTHING = Trust(low=1e-12, high=1e9)
 DOUBLE = replace(

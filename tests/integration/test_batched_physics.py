@@ -24,9 +24,9 @@ from dpstream.services.explorer.tasks.explore import explore, read_checkpoint
 from dpstream.shared.atoms.frames import Batch, Floats, canonical, from_ase, to_ase
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.values import Condition, Trust
-from tests.support.explorer import BAROSTATS, ExplorerHarness, evaluated
-from tests.support.tiny_committees import write_system
-from tests.support.tiny_torch_committees import train_member
+from tests.support.models.tiny_committees import write_system
+from tests.support.models.tiny_torch_committees import train_member
+from tests.support.workers.explorer import BAROSTATS, ExplorerHarness, evaluated
 
 pytestmark = [pytest.mark.pytorch, pytest.mark.soak, pytest.mark.timeout(3600)]
 

@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from dpstream.services.trainer.training_input import BACKENDS
+from tests.support.campaigns.small_campaign import write_spec
 from tests.support.command_line import run_command
-from tests.support.small_campaign import write_spec
 
 
 @pytest.mark.soak

@@ -15,7 +15,7 @@ from dpstream.shared.atoms.frames import Batch, Frame, canonical, from_ase
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.confinement import landlock
 from dpstream.shared.runtime.scratch import private_folder
-from tests.support.labeling_programs import point, require, rule
+from tests.support.programs.labeling_programs import point, require, rule
 
 pytestmark = pytest.mark.skipif(
     landlock.abi() < landlock.SCOPE_ABI, reason="needs Landlock ABI 6 (Linux 6.12)"

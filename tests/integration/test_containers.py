@@ -28,8 +28,8 @@ import pytest
 from dpstream.deploy.devcluster.free_ports import free_ports
 from dpstream.deploy.devcluster.rabbitmq import RabbitNode
 from dpstream.deploy.devcluster.seaweed import SeaweedServer
-from tests.support.dockerfile import ROOT, Dockerfile, pins, read
-from tests.support.s3_server import BUCKET
+from tests.support.deployments.dockerfile import ROOT, Dockerfile, pins, read
+from tests.support.servers.s3_server import BUCKET
 
 NOBODY = 65532
 PROMPT = 60.0

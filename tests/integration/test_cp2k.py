@@ -20,7 +20,7 @@ from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.atoms.frames import Frame, canonical, from_ase
 from dpstream.shared.errors import EngineKilled, SpecError
 from dpstream.shared.spec import LabelSettings
-from tests.support.labeling_programs import (
+from tests.support.programs.labeling_programs import (
     direction,
     force_along,
     point,

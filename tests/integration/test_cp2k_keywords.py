@@ -11,14 +11,14 @@ import pytest
 from dpstream.services.labeler.codes.cp2k import Cp2k
 from dpstream.services.labeler.recipes import make_recipe, unlabelable
 from dpstream.shared.spec import LabelSettings
-from tests.support.cp2k_keywords import (
+from tests.support.programs.cp2k_keywords import (
     ACCEPTED,
     REFUSED,
     WITHOUT_VIRIAL,
     Family,
     machine_readable,
 )
-from tests.support.labeling_programs import point, require, rule
+from tests.support.programs.labeling_programs import point, require, rule
 
 soak = pytest.mark.soak
 

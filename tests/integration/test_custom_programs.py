@@ -12,7 +12,13 @@ from ase.build import bulk, molecule
 from dpstream.running.recipe_file import read_recipe
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.shared.atoms.frames import Frame, canonical, from_ase
-from tests.support.labeling_programs import direction, force_along, point_of, rule, virial_along
+from tests.support.programs.labeling_programs import (
+    direction,
+    force_along,
+    point_of,
+    rule,
+    virial_along,
+)
 
 RECIPES = Path(__file__).parents[2] / "examples/recipes"
 COMMANDS = {

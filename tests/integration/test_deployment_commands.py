@@ -24,10 +24,10 @@ from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.settings import Settings
-from tests.support.archived import tasks_of, whole_state
-from tests.support.campaign_simulator import CampaignSimulator
+from tests.support.campaigns.archived import tasks_of, whole_state
+from tests.support.campaigns.campaign_simulator import CampaignSimulator
 from tests.support.command_line import run_command
-from tests.support.deployment import Deployment, wait_until
+from tests.support.deployments.deployment import Deployment, wait_until
 
 METHANE = "5\n\nC 0 0 0\nH .63 .63 .63\nH -.63 -.63 .63\nH -.63 .63 -.63\nH .63 -.63 -.63\n"
 SPEC = {

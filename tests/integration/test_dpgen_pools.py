@@ -11,9 +11,9 @@ import pytest
 
 from dpstream.services.coordinator.fleet.pools import read_fleet
 from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
-from tests.support import dpgen_methane
 from tests.support.command_line import run_command
-from tests.support.slurm_server import SlurmServer
+from tests.support.dpgen import dpgen_methane
+from tests.support.servers.slurm_server import SlurmServer
 
 pytestmark = pytest.mark.server
 RANKS = 4

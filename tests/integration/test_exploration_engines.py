@@ -20,7 +20,8 @@ from dpstream.shared.atoms.frames import Batch, Frame, canonical, frame_key
 from dpstream.shared.errors import Permanent
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.values import Condition, Trust
-from tests.support.explorer import (
+from tests.support.programs.gromacs import MDP, METHANE, needs_gromacs
+from tests.support.workers.explorer import (
     AL8,
     AU4CU4,
     BAROSTATS,
@@ -29,7 +30,6 @@ from tests.support.explorer import (
     evaluated,
     total,
 )
-from tests.support.gromacs import MDP, METHANE, needs_gromacs
 
 EVERYTHING = Trust(low=1e-12, high=1e9)
 """Every frame is a candidate, and uploaded."""

@@ -47,7 +47,9 @@ from dpstream.shared.values import (
     Ref,
     Trust,
 )
-from tests.support.explorer import (
+from tests.support.models.graphs import writing
+from tests.support.models.tiny_fits import STEPS, Apart
+from tests.support.workers.explorer import (
     AL4,
     AL8,
     CH4,
@@ -59,8 +61,6 @@ from tests.support.explorer import (
     run,
     total,
 )
-from tests.support.graphs import writing
-from tests.support.tiny_fits import STEPS, Apart
 
 EMT_LABELS = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
 

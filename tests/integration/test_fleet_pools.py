@@ -19,8 +19,8 @@ from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.fleet.reconciler import Reconciler
 from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus
 from dpstream.shared.store.folder import FolderStore
-from tests.support.fleets import USUAL, aws_batch_pool, engines, environment_of
-from tests.support.kube_namespace import IMAGE, Namespace
+from tests.support.servers.fleets import USUAL, aws_batch_pool, engines, environment_of
+from tests.support.servers.kube_namespace import IMAGE, Namespace
 
 pytestmark = pytest.mark.server
 QUEUE = "label.toy"

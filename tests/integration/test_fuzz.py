@@ -27,9 +27,9 @@ from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.store.dead_letters import DeadLetter, bury
 from dpstream.shared.values import campaign_uri, is_key
-from tests.support.campaign_simulator import spec, submission
-from tests.support.random_messages import EVERY, JSON, instances
-from tests.support.recording_store import RecordingStore
+from tests.support.adapters.recording_store import RecordingStore
+from tests.support.campaigns.campaign_simulator import spec, submission
+from tests.support.campaigns.random_messages import EVERY, JSON, instances
 from tests.support.soak import SOAK
 
 INPUTS = 20_000 if SOAK else 1_000

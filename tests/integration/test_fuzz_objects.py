@@ -37,10 +37,10 @@ from dpstream.shared.spec import Spec
 from dpstream.shared.spec.engines import Template
 from dpstream.shared.spec.exploration import Md
 from dpstream.shared.tensorflow_graph import check_checkpoint, check_model
-from tests.support.coordinator import CoordinatorHarness, small
-from tests.support.graphs import field, node
-from tests.support.recording_store import RecordingStore
-from tests.support.sample_messages import example
+from tests.support.adapters.recording_store import RecordingStore
+from tests.support.campaigns.coordinator import CoordinatorHarness, small
+from tests.support.campaigns.sample_messages import example
+from tests.support.models.graphs import field, node
 from tests.support.soak import SOAK
 
 STORES = 3_000 if SOAK else 200

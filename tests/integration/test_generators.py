@@ -48,8 +48,8 @@ from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.spec import load_spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Ref, Rmse, campaign_uri, is_offered
-from tests.support.archived import frames_of, whole_state
-from tests.support.small_campaign import write_spec
+from tests.support.campaigns.archived import frames_of, whole_state
+from tests.support.campaigns.small_campaign import write_spec
 
 DOCS = Path(__file__).parents[2] / "docs" / "generators.md"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "external-generator" / "generate.py"

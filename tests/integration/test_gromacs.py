@@ -22,7 +22,14 @@ from dpstream.shared.atoms.frames import Floats, Frame, canonical, from_ase, min
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Md, Spec
 from dpstream.shared.values import Condition
-from tests.support.gromacs import MDP, METHANE, SPCE, canonical_box, needs_gromacs, water_box
+from tests.support.programs.gromacs import (
+    MDP,
+    METHANE,
+    SPCE,
+    canonical_box,
+    needs_gromacs,
+    water_box,
+)
 
 pytestmark = needs_gromacs
 EDGE = 4

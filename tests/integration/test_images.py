@@ -36,12 +36,12 @@ from dpstream.shared.codec import decode, encode, queue_of
 from dpstream.shared.ports import Outgoing, Store
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.values import FrameRef, Ref, campaign_uri
-from tests.support.deployed_cluster import Cluster, deployed, plan
-from tests.support.deployment import Started, wait_until
-from tests.support.explorer import CH4, ExplorerHarness
-from tests.support.images import Image, opened
-from tests.support.labeling_programs import require
-from tests.support.trainer import TrainerHarness
+from tests.support.deployments.deployed_cluster import Cluster, deployed, plan
+from tests.support.deployments.deployment import Started, wait_until
+from tests.support.deployments.images import Image, opened
+from tests.support.programs.labeling_programs import require
+from tests.support.workers.explorer import CH4, ExplorerHarness
+from tests.support.workers.trainer import TrainerHarness
 
 pytestmark = [pytest.mark.soak, pytest.mark.server]
 PROMPT = 60.0

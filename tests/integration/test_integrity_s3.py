@@ -8,8 +8,8 @@ from dpstream.integrity.verify import verify
 from dpstream.services.coordinator.ledger.ledger import load_state
 from dpstream.shared.errors import CorruptLedger, DigestMismatch
 from dpstream.shared.store.s3 import S3Store
-from tests.support.coordinator import CoordinatorHarness
-from tests.support.damaged_campaign import (
+from tests.support.campaigns.coordinator import CoordinatorHarness
+from tests.support.campaigns.damaged_campaign import (
     finished,
     half_way,
     of_ledger,

@@ -57,9 +57,9 @@ from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.spec.dimers import dimer_frames
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import SIGNERS, FrameRef, Ref, label_uri
-from tests.support.labeling_programs import require
-from tests.support.pair_program import PairProgram
-from tests.support.qe_keywords import COARSE, LDA, SILICON
+from tests.support.programs.labeling_programs import require
+from tests.support.programs.pair_program import PairProgram
+from tests.support.programs.qe_keywords import COARSE, LDA, SILICON
 
 SILICON_SETTINGS = {**COARSE, "pseudopotentials": {"Si": LDA["Si"]}}
 EMT = {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}
@@ -653,7 +653,7 @@ def test_reference_dynamics_that_breaks_down_is_permanent(lab: Lab) -> None:
 @pytest.fixture
 def program(resources: LabelerResources, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CODES, "pair", PairProgram())
-    monkeypatch.setattr(resources.parser.child, "module", "tests.support.pair_parsing")
+    monkeypatch.setattr(resources.parser.child, "module", "tests.support.programs.pair_parsing")
     resources.parser.close()
     monkeypatch.setenv("SECRET", "amqp://user:password@broker")
     assert recipes.CODES is CODES
@@ -718,7 +718,7 @@ def test_a_killed_parser_rejects_no_frame_and_computes_none_again(
         return run_files(*args, **options)
 
     monkeypatch.setattr("dpstream.services.labeler.labeling.run_files", counted)
-    monkeypatch.setattr(lab.resources.parser.child, "module", "tests.support.toy_parser")
+    monkeypatch.setattr(lab.resources.parser.child, "module", "tests.support.workers.toy_parser")
     lab.resources.parser.close()
     frame = canonical(from_ase(bulk("Cu", a=3.57, cubic=True))).frame
     with pytest.raises(ParserFailed, match="was killed"):

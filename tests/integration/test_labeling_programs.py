@@ -21,9 +21,9 @@ from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
 from dpstream.shared.errors import Permanent
 from dpstream.shared.spec import LabelSettings, Spec
-from tests.support.labeling_programs import CUSTOM, point_of
+from tests.support.programs.labeling_programs import CUSTOM, point_of
 
-SCRIPT = Path(__file__).parents[1] / "support" / "tblite_program.py"
+SCRIPT = Path(__file__).parents[1] / "support" / "programs" / "tblite_program.py"
 BOXED = canonical(from_ase(molecule("H2O", cell=np.diag([8.5, 9.0, 9.5]), pbc=True))).frame
 WATER = canonical(from_ase(molecule("H2O"))).frame
 

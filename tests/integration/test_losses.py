@@ -19,9 +19,17 @@ from dpstream.shared.atoms.dataset import Labelled
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
 from dpstream.shared.errors import Permanent
 from dpstream.shared.values import given_model
-from tests.support.graphs import field, node, writing
-from tests.support.tiny_fits import STEPS, Apart, Fit, fit, fit_by_parameter, relabelled, trimers
-from tests.support.trainer import TrainerHarness
+from tests.support.models.graphs import field, node, writing
+from tests.support.models.tiny_fits import (
+    STEPS,
+    Apart,
+    Fit,
+    fit,
+    fit_by_parameter,
+    relabelled,
+    trimers,
+)
+from tests.support.workers.trainer import TrainerHarness
 
 TRIMERS = trimers()
 

@@ -12,7 +12,7 @@ from dpstream.inputs.training_files import given_files
 from dpstream.shared.atoms.dataset import load_dataset, write_deepmd
 from dpstream.shared.errors import Permanent, SpecError
 from dpstream.shared.values import given_model
-from tests.support.trainer import TrainerHarness, spec_of
+from tests.support.workers.trainer import TrainerHarness, spec_of
 
 pytestmark = [
     pytest.mark.soak,

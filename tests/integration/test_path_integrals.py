@@ -22,8 +22,8 @@ from dpstream.shared.errors import Permanent
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.values import Condition, Trust
-from tests.support.explorer import AL8, CH4, ExplorerHarness, evaluated
-from tests.support.orphans import outlived
+from tests.support.workers.explorer import AL8, CH4, ExplorerHarness, evaluated
+from tests.support.workers.orphans import outlived
 
 MD = {"timestep": 0.0005, "every": 5, "steps": 20, "chunk": 2, "stop_after": 2}
 STAGE = {"name": "one", "systems": ["s"], "temperatures": [300]}

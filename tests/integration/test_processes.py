@@ -40,9 +40,9 @@ from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.settings import Settings
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.values import Dataset, FrameRef, Ref
-from tests.support.dead_letters import buried_bodies
-from tests.support.labeling_programs import CUSTOM
-from tests.support.trainer import labels, spec_of
+from tests.support.adapters.dead_letters import buried_bodies
+from tests.support.programs.labeling_programs import CUSTOM
+from tests.support.workers.trainer import labels, spec_of
 
 ROOT = Path(__file__).parents[2]
 PROMPT = 60.0
@@ -295,7 +295,7 @@ def test_the_first_label_of_a_bundle_is_known_before_its_worker_is_lost(
     script = tmp_path / "program.sh"
     script.write_text(
         f"if ! mkdir {tmp_path}/first && mkdir {tmp_path}/second; then exec sleep 60; fi\n"
-        f"exec {sys.executable} {ROOT}/tests/support/tblite_program.py 0 1\n"
+        f"exec {sys.executable} {ROOT}/tests/support/programs/tblite_program.py 0 1\n"
     )
     programs = {
         "labeler_codes": "custom",

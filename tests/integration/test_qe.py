@@ -25,7 +25,7 @@ from dpstream.shared.atoms.electron_temperature import heated
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase
 from dpstream.shared.errors import EngineKilled, SpecError
 from dpstream.shared.spec import LabelSettings, Spec
-from tests.support.labeling_programs import (
+from tests.support.programs.labeling_programs import (
     direction,
     force_along,
     point,

@@ -12,8 +12,8 @@ from dpstream.services.labeler.acceptance import AcceptanceLimits, check_before
 from dpstream.services.labeler.codes.qe import Qe
 from dpstream.services.labeler.recipes import make_recipe, read_files, unlabelable
 from dpstream.shared.spec import LabelSettings
-from tests.support.labeling_programs import point, require, rule
-from tests.support.qe_keywords import (
+from tests.support.programs.labeling_programs import point, require, rule
+from tests.support.programs.qe_keywords import (
     ACCEPTED,
     REFUSED,
     WITHOUT_VIRIAL,

@@ -26,8 +26,8 @@ from dpstream.shared.bus.topology import COORDINATOR, DEADLETTERS, TOPOLOGY, dec
 from dpstream.shared.codec import MAX_BODY
 from dpstream.shared.errors import BusError, Refused, Unroutable
 from dpstream.shared.ports import Delivery, Outgoing, Subscription
-from tests.support.certificate_authority import Authority
-from tests.support.rabbit_server import require_rabbitmq
+from tests.support.servers.certificate_authority import Authority
+from tests.support.servers.rabbit_server import require_rabbitmq
 
 Connect = Callable[..., RabbitBus]
 

@@ -9,10 +9,10 @@ import pytest
 
 from dpstream.services.coordinator.ledger.ledger import read_messages, read_segments
 from dpstream.shared.messages import LabelsDone
-from tests.support.archived import frames_of, whole_state
+from tests.support.campaigns.archived import frames_of, whole_state
+from tests.support.campaigns.release_0_1 import OldCampaign, unpack
+from tests.support.campaigns.small_campaign import finish
 from tests.support.command_line import run_command
-from tests.support.release_0_1 import OldCampaign, unpack
-from tests.support.small_campaign import finish
 
 
 @pytest.mark.slow

@@ -35,8 +35,8 @@ from dpstream.shared.codec import decode
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.values import FrameRef, Ref, campaign_uri
-from tests.support.labeling_programs import point, require
-from tests.support.worker import WorkerHarness, workers
+from tests.support.programs.labeling_programs import point, require
+from tests.support.workers.worker import WorkerHarness, workers
 
 assert workers
 

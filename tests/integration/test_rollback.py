@@ -10,8 +10,8 @@ import pytest
 from dpstream.integrity.verify import verify
 from dpstream.services.coordinator.ledger.ledger import Ledger, LedgerEntry, load_state
 from dpstream.shared import messages as m
-from tests.support.installed_release import install, run
-from tests.support.release_0_1 import OldCampaign, state_facts, unpack
+from tests.support.campaigns.release_0_1 import OldCampaign, state_facts, unpack
+from tests.support.deployments.installed_release import install, run
 
 
 @pytest.fixture(scope="module")

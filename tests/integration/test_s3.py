@@ -20,8 +20,8 @@ from dpstream.deploy.devcluster.seaweed import SeaweedServer
 from dpstream.shared.errors import DigestMismatch, Refused, StoreError
 from dpstream.shared.ports import Store
 from dpstream.shared.store.s3 import FORBID_OVERWRITE, IF_NONE_MATCH, S3Settings, S3Store
-from tests.support.faulty_s3 import Bucket, Proxy
-from tests.support.s3_server import BUCKET
+from tests.support.servers.faulty_s3 import Bucket, Proxy
+from tests.support.servers.s3_server import BUCKET
 
 BIG = 20_000_000
 

@@ -18,8 +18,8 @@ from dpstream.deploy.devcluster.seaweed import SeaweedServer
 from dpstream.deploy.devcluster.waiting import within
 from dpstream.shared.errors import Refused, StoreError
 from dpstream.shared.store.s3 import S3Store
-from tests.support.certificate_authority import Authority
-from tests.support.s3_server import require_seaweed
+from tests.support.servers.certificate_authority import Authority
+from tests.support.servers.s3_server import require_seaweed
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Accepted, Rejected
 from dpstream.terminal.console import console
 from tests.support.command_line import run_command
-from tests.support.nvml import A100, DRIVER, H200, has_gpus
+from tests.support.workers.nvml import A100, DRIVER, H200, has_gpus
 
 EMT_RECIPE = {"labels": {"code": "ase", "settings": {"calculator": "ase.calculators.emt.EMT"}}}
 Call = Callable[..., tuple[int, str]]

@@ -33,7 +33,7 @@ from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.device import Device, Gpu
 from dpstream.shared.runtime.scratch import private_folder
 from dpstream.shared.values import TRAINED, DeviceFacts, Ref
-from tests.support.trainer import TrainerHarness, backends_loaded_by, spec_of
+from tests.support.workers.trainer import TrainerHarness, backends_loaded_by, spec_of
 
 TENSORFLOW = BACKENDS["tensorflow"]
 

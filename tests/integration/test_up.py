@@ -29,10 +29,10 @@ from dpstream.shared.connect import connect_store
 from dpstream.shared.ports import Store
 from dpstream.shared.programs import Programs
 from dpstream.shared.settings import StoreSettings
-from tests.support.archived import frames_of, whole_state
-from tests.support.rabbit_server import require_rabbitmq
-from tests.support.s3_server import require_seaweed
-from tests.support.small_campaign import COLD, wait_until, write_spec
+from tests.support.campaigns.archived import frames_of, whole_state
+from tests.support.campaigns.small_campaign import COLD, wait_until, write_spec
+from tests.support.servers.rabbit_server import require_rabbitmq
+from tests.support.servers.s3_server import require_seaweed
 from tests.support.soak import SOAK
 
 PROMPT = 60.0

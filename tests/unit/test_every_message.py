@@ -42,9 +42,9 @@ from dpstream.shared.codec import decode, encode, kind_of, names_of
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.status import screen, summary
-from tests.support import sample_ledger
-from tests.support.archived import tasks_of
-from tests.support.sample_messages import example
+from tests.support.campaigns import sample_ledger
+from tests.support.campaigns.archived import tasks_of
+from tests.support.campaigns.sample_messages import example
 
 HANDLERS = {
     "trainer": trainer.HANDLERS,

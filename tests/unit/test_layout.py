@@ -51,7 +51,7 @@ def test_imports_of_test_files_are_found_in_every_form() -> None:
         "def late():\n    from tests.unit.shared.runtime.test_worker import label",
     ):
         assert from_test_files(source), source
-    assert from_test_files("from tests.support.worker import label") == []
+    assert from_test_files("from tests.support.workers.worker import label") == []
 
 
 def test_no_folder_is_too_large_to_survey() -> None:

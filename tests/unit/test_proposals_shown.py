@@ -23,7 +23,7 @@ from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.status import screen, summary
-from tests.support import sample_ledger
+from tests.support.campaigns import sample_ledger
 
 
 @pytest.fixture

@@ -20,8 +20,7 @@ from dpstream.services.coordinator.ledger.ledger import (
     read_segments,
 )
 from dpstream.shared.messages import AuditDone, StructuresJudged
-from tests.support.command_line import run_command
-from tests.support.release_0_1 import (
+from tests.support.campaigns.release_0_1 import (
     NAMES,
     RENAMED_TAGS,
     OldCampaign,
@@ -33,6 +32,7 @@ from tests.support.release_0_1 import (
     state_facts,
     unpack,
 )
+from tests.support.command_line import run_command
 
 CRASHED_BEFORE = {"README.txt", "report.html"} | {
     f"md-example/{name}" for name in ("in.lammps", "structure.data", "structure.extxyz")

@@ -25,9 +25,9 @@ from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.status import summary
-from tests.support import sample_ledger
-from tests.support.campaign_simulator import CampaignSimulator
-from tests.support.coordinator import CoordinatorHarness, small
+from tests.support.campaigns import sample_ledger
+from tests.support.campaigns.campaign_simulator import CampaignSimulator
+from tests.support.campaigns.coordinator import CoordinatorHarness, small
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 

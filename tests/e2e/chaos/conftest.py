@@ -8,7 +8,7 @@ import pytest
 
 from dpstream.deploy.devcluster.rabbitmq import RabbitNode
 from dpstream.deploy.devcluster.seaweed import SeaweedServer
-from tests.support.deployed_cluster import Cluster, deployed
+from tests.support.deployments.deployed_cluster import Cluster, deployed
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
-from tests.support.deployed_cluster import NAME, Cluster, check, plan
+from tests.support.deployments.deployed_cluster import NAME, Cluster, check, plan
 
 LEASE = 60.0
 ABSENCE = 600.0

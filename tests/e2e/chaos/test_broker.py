@@ -18,9 +18,10 @@ from dpstream.shared import messages as m
 from dpstream.shared.codec import MAX_BODY, encode, queue_of, topic_of
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.values import Ref
-from tests.support.archived import tasks_of
-from tests.support.campaign_simulator import submission
-from tests.support.deployed_cluster import (
+from tests.support.campaigns.archived import tasks_of
+from tests.support.campaigns.campaign_simulator import submission
+from tests.support.campaigns.small_campaign import labelled
+from tests.support.deployments.deployed_cluster import (
     NAME,
     PATIENT,
     ROLES,
@@ -32,9 +33,8 @@ from tests.support.deployed_cluster import (
     deployed,
     plan,
 )
-from tests.support.deployment import QUEUES
-from tests.support.rabbit_server import require_rabbitmq
-from tests.support.small_campaign import labelled
+from tests.support.deployments.deployment import QUEUES
+from tests.support.servers.rabbit_server import require_rabbitmq
 
 DAY = 86_400.0
 
@@ -61,10 +61,15 @@ def test_the_broker_is_killed_and_then_wiped(cluster: Cluster, rabbit_node: Rabb
 def test_everything_is_delivered_twice(cluster: Cluster) -> None:
     given = {"lease_seconds": PATIENT, "http_port": "0"}
     cluster.keep_running(
-        "coordinator", "tests.support.publish_twice", "dpstream.services.coordinator", **given
+        "coordinator",
+        "tests.support.deployments.publish_twice",
+        "dpstream.services.coordinator",
+        **given,
     )
     for role in ROLES:
-        cluster.keep_running(role, "tests.support.publish_twice", WORKER_MODULE, role, name=role)
+        cluster.keep_running(
+            role, "tests.support.deployments.publish_twice", WORKER_MODULE, role, name=role
+        )
     cluster.submit(plan())
     state = cluster.finish()
     check(cluster, state)

@@ -12,10 +12,18 @@ from dpstream.services.coordinator.ledger.ledger import verdict
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.files import write_whole
-from tests.support.archived import whole_state
-from tests.support.deployed_cluster import NAME, PATIENT, ROLES, WORKER_MODULE, Cluster, check, plan
+from tests.support.campaigns.archived import whole_state
+from tests.support.deployments.deployed_cluster import (
+    NAME,
+    PATIENT,
+    ROLES,
+    WORKER_MODULE,
+    Cluster,
+    check,
+    plan,
+)
 
-CLOCK = "tests.support.jumping_clock"
+CLOCK = "tests.support.deployments.jumping_clock"
 DAY = 86400.0
 JUMPS = (DAY, -DAY, 3600.0, 0.0, -3600.0, 30 * DAY, -30 * DAY)
 

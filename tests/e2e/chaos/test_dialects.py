@@ -15,8 +15,15 @@ from dpstream.deploy.devcluster.rabbitmq import RabbitNode
 from dpstream.deploy.devcluster.seaweed import SeaweedServer
 from dpstream.shared import messages as m
 from dpstream.shared.settings import Settings
-from tests.support.deployed_cluster import PATIENT, ROLES, Cluster, check, deployed, plan
-from tests.support.oss_gateway import OssGateway
+from tests.support.deployments.deployed_cluster import (
+    PATIENT,
+    ROLES,
+    Cluster,
+    check,
+    deployed,
+    plan,
+)
+from tests.support.servers.oss_gateway import OssGateway
 
 HOST, USER, PASSWORD = "managed", "lab", "lab-password"
 CONNECTIONS = 6

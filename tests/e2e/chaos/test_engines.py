@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from dpstream.services.coordinator.ledger.ledger import verdict
-from tests.support.deployed_cluster import NAME, ROLES, Cluster, computed_twice
-from tests.support.lossy_delivery import check_counters
-from tests.support.small_campaign import labelled, state_of, write_spec
+from tests.support.campaigns.lossy_delivery import check_counters
+from tests.support.campaigns.small_campaign import labelled, state_of, write_spec
+from tests.support.deployments.deployed_cluster import NAME, ROLES, Cluster, computed_twice
 
 KILLS = 12
 

@@ -20,13 +20,20 @@ from dpstream.services.coordinator.fleet.pools import read_fleet
 from dpstream.services.coordinator.ledger.ledger import verdict
 from dpstream.shared import messages as m
 from dpstream.shared.ports import Fleet
-from tests.support.deployed_cluster import NAME, WORKER_MODULE, Cluster, check, computed_twice, plan
-from tests.support.deployment import ROOT
-from tests.support.fleets import environment_of, until_gone
-from tests.support.grid_engine_server import GridEngineServer
-from tests.support.kube_namespace import IMAGE, Namespace
-from tests.support.slurm_server import SlurmServer
-from tests.support.small_campaign import COLD, finish, labelled, state_of, write_spec
+from tests.support.campaigns.small_campaign import COLD, finish, labelled, state_of, write_spec
+from tests.support.deployments.deployed_cluster import (
+    NAME,
+    WORKER_MODULE,
+    Cluster,
+    check,
+    computed_twice,
+    plan,
+)
+from tests.support.deployments.deployment import ROOT
+from tests.support.servers.fleets import environment_of, until_gone
+from tests.support.servers.grid_engine_server import GridEngineServer
+from tests.support.servers.kube_namespace import IMAGE, Namespace
+from tests.support.servers.slurm_server import SlurmServer
 
 MOST = 3
 

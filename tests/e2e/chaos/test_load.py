@@ -9,9 +9,9 @@ import psutil
 import pytest
 
 from dpstream.services.coordinator.ledger.ledger import verdict
-from tests.support.archived import whole_state
-from tests.support.deployed_cluster import PATIENT, ROLES, Cluster, computations, plan
-from tests.support.small_campaign import labelled
+from tests.support.campaigns.archived import whole_state
+from tests.support.campaigns.small_campaign import labelled
+from tests.support.deployments.deployed_cluster import PATIENT, ROLES, Cluster, computations, plan
 
 CAMPAIGNS, WARM = 20, 3
 SPARE = 5

@@ -22,9 +22,10 @@ from dpstream.shared.codec import decode, encode
 from dpstream.shared.errors import BusError
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.values import Committee
-from tests.support.archived import tasks_of
-from tests.support.campaign_simulator import submission
-from tests.support.deployed_cluster import (
+from tests.support.campaigns.archived import tasks_of
+from tests.support.campaigns.campaign_simulator import submission
+from tests.support.campaigns.small_campaign import labelled
+from tests.support.deployments.deployed_cluster import (
     NAME,
     ROLES,
     Cluster,
@@ -33,8 +34,7 @@ from tests.support.deployed_cluster import (
     plan,
     undisturbed,
 )
-from tests.support.deployment import Started
-from tests.support.small_campaign import labelled
+from tests.support.deployments.deployment import Started
 from tests.support.soak import SOAK
 
 KILLS = 30 if SOAK else 4

@@ -12,10 +12,17 @@ import pytest
 from dpstream.deploy.devcluster.rabbitmq import RabbitNode
 from dpstream.deploy.devcluster.seaweed import SeaweedServer
 from dpstream.shared import messages as m
-from tests.support.deployed_cluster import PATIENT, WORKER_MODULE, Cluster, check, deployed, plan
-from tests.support.faulty_s3 import Handler, Proxy
-from tests.support.full_disk import can_be_had, filled, small_disk
-from tests.support.small_campaign import labelled
+from tests.support.campaigns.small_campaign import labelled
+from tests.support.deployments.deployed_cluster import (
+    PATIENT,
+    WORKER_MODULE,
+    Cluster,
+    check,
+    deployed,
+    plan,
+)
+from tests.support.deployments.full_disk import can_be_had, filled, small_disk
+from tests.support.servers.faulty_s3 import Handler, Proxy
 from tests.support.soak import SOAK
 
 DOWN = 60.0 if SOAK else 3.0
@@ -79,7 +86,7 @@ def test_a_worker_whose_disk_is_full_holds_nothing_up(cluster: Cluster, tmp_path
     cluster.start_coordinator(lease_seconds=PATIENT)
     cluster.start_services(["trainer", "explorer"])
     given = {"name": "full", "scratch": str(tmp_path), "task_heartbeat": "0.3"}
-    full = ("tests.support.full_disk", str(tmp_path), WORKER_MODULE, "labeler")
+    full = ("tests.support.deployments.full_disk", str(tmp_path), WORKER_MODULE, "labeler")
     cluster.keep_running("full", *full, **given)
     cluster.submit(plan())
     cluster.until(lambda: cluster.recorded(m.TaskReleased), "a task given back")

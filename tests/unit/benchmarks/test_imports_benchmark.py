@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from benchmarks.imports.__main__ import table, tried
-from tests.support import dpgen_methane
+from tests.support.dpgen import dpgen_methane
 
 
 def test_a_folder_is_counted_by_reason(tmp_path: Path) -> None:

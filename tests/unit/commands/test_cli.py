@@ -44,9 +44,9 @@ from dpstream.shared.errors import StoreError
 from dpstream.shared.messages import CampaignFinished, CampaignPaused
 from dpstream.shared.spec import load_spec
 from dpstream.shared.store.folder import FolderStore
-from tests.support import sample_ledger
+from tests.support.campaigns import sample_ledger
 from tests.support.command_line import run_command
-from tests.support.nvml import H200, has_gpus
+from tests.support.workers.nvml import H200, has_gpus
 
 METHANE = "5\n\nC 0 0 0\nH .63 .63 .63\nH -.63 -.63 .63\nH -.63 .63 -.63\nH .63 -.63 -.63\n"
 NAMES = "use at most 63 lower-case letters, digits, - and _, starting with a letter or digit"

@@ -12,7 +12,7 @@ from dpstream.commands.collect import collect
 from dpstream.shared.atoms.frames import frame_key, from_ase
 from dpstream.shared.errors import SpecError
 from dpstream.shared.values import ImportedSet, Recipe
-from tests.support import sample_ledger
+from tests.support.campaigns import sample_ledger
 
 HARSH = Recipe(
     code="tblite", version="0.8.0", settings={"method": "GFN1-xTB"}, charge=1, multiplicity=2

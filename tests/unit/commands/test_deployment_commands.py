@@ -23,10 +23,10 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.live import LiveView
-from tests.support import sample_ledger
-from tests.support.archived import tasks_of
+from tests.support.campaigns import sample_ledger
+from tests.support.campaigns.archived import tasks_of
+from tests.support.campaigns.coordinator import CoordinatorHarness, first_task, small
 from tests.support.command_line import run_command
-from tests.support.coordinator import CoordinatorHarness, first_task, small
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 Call = Callable[..., tuple[int, str]]

@@ -16,7 +16,7 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import LabelSettings
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import LabelInputs, Recipe
-from tests.support import sample_ledger
+from tests.support.campaigns import sample_ledger
 
 
 @pytest.fixture

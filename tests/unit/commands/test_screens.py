@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from tests.support import sample_ledger
+from tests.support.campaigns import sample_ledger
 
 COLUMNS, LINES = 80, 24
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -30,10 +30,10 @@ from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Ref
 from dpstream.terminal.status import figures
-from tests.support.amendments import amendment, announced, changed, verdicts, with_stage
-from tests.support.archived import whole_state
-from tests.support.campaign_simulator import submission
-from tests.support.coordinator import CoordinatorHarness, small
+from tests.support.campaigns.amendments import amendment, announced, changed, verdicts, with_stage
+from tests.support.campaigns.archived import whole_state
+from tests.support.campaigns.campaign_simulator import submission
+from tests.support.campaigns.coordinator import CoordinatorHarness, small
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 

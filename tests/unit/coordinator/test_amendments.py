@@ -18,7 +18,7 @@ from dpstream.shared import messages as m
 from dpstream.shared.codec import queue_of
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import OfferedFrame
-from tests.support.amendments import (
+from tests.support.campaigns.amendments import (
     amendment,
     changed,
     new_frames,
@@ -26,16 +26,16 @@ from tests.support.amendments import (
     with_stage,
     without_stage,
 )
-from tests.support.archived import frames_of
-from tests.support.campaign_simulator import CampaignSimulator, spec
-from tests.support.lossy_delivery import (
+from tests.support.campaigns.archived import frames_of
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec
+from tests.support.campaigns.lossy_delivery import (
     LossyDelivery,
     check_counters,
     check_snapshot,
     replayed,
     resumed,
 )
-from tests.support.single_tasks import ATTEMPTS, claim, give_up, lapsed, next_attempt
+from tests.support.campaigns.single_tasks import ATTEMPTS, claim, give_up, lapsed, next_attempt
 from tests.support.soak import examples
 
 SEEDS = st.integers(0, 2**32)

@@ -33,10 +33,10 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.settings import read_settings
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import PROGRAMS
-from tests.support.archived import frames_of
-from tests.support.campaign_simulator import key
-from tests.support.coordinator import CoordinatorHarness, first_task, small
-from tests.support.faulty_adapters import FlakyStore
+from tests.support.adapters.faulty_adapters import FlakyStore
+from tests.support.campaigns.archived import frames_of
+from tests.support.campaigns.campaign_simulator import key
+from tests.support.campaigns.coordinator import CoordinatorHarness, first_task, small
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 TOKEN = "a token of some length"

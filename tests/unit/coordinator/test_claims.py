@@ -20,12 +20,12 @@ from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
-from tests.support.campaign_simulator import CampaignSimulator
-from tests.support.coordinator import CoordinatorHarness, first_task, small, status
-from tests.support.dead_letters import buried_bodies
-from tests.support.published import Published
-from tests.support.sample_messages import example
-from tests.support.worker import WorkerHarness, label, patient
+from tests.support.adapters.dead_letters import buried_bodies
+from tests.support.adapters.published import Published
+from tests.support.campaigns.campaign_simulator import CampaignSimulator
+from tests.support.campaigns.coordinator import CoordinatorHarness, first_task, small, status
+from tests.support.campaigns.sample_messages import example
+from tests.support.workers.worker import WorkerHarness, label, patient
 
 SECRET = "a fresh one"
 OF_WORKERS = [

@@ -29,9 +29,11 @@ from dpstream.shared.proof import digest
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import TRAINED, campaign_uri
-from tests.support.archived import tasks_of
-from tests.support.campaign_simulator import CampaignSimulator, spec, submission
-from tests.support.coordinator import (
+from tests.support.adapters.dead_letters import buried_bodies
+from tests.support.adapters.faulty_adapters import FaultyBus, FlakyBus, FlakyStore
+from tests.support.campaigns.archived import tasks_of
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec, submission
+from tests.support.campaigns.coordinator import (
     LEASE,
     REISSUE,
     CoordinatorHarness,
@@ -40,8 +42,6 @@ from tests.support.coordinator import (
     small,
     status,
 )
-from tests.support.dead_letters import buried_bodies
-from tests.support.faulty_adapters import FaultyBus, FlakyBus, FlakyStore
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 

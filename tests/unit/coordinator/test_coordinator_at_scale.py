@@ -16,7 +16,7 @@ from dpstream.services.coordinator.simulation.store import MemoryStore
 from dpstream.services.coordinator.state import State
 from dpstream.services.coordinator.task_processes import TaskProcesses
 from dpstream.services.coordinator.task_queue import TaskQueue
-from tests.support.campaign_simulator import spec
+from tests.support.campaigns.campaign_simulator import spec
 
 
 class Leases(dict[str, float]):

@@ -18,11 +18,11 @@ from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
-from tests.support.amendments import amendment, announced, changed, new_frames
-from tests.support.archived import tasks_of
-from tests.support.campaign_simulator import CampaignSimulator
-from tests.support.coordinator import CoordinatorHarness, first_task, small
-from tests.support.sample_messages import example
+from tests.support.campaigns.amendments import amendment, announced, changed, new_frames
+from tests.support.campaigns.archived import tasks_of
+from tests.support.campaigns.campaign_simulator import CampaignSimulator
+from tests.support.campaigns.coordinator import CoordinatorHarness, first_task, small
+from tests.support.campaigns.sample_messages import example
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 

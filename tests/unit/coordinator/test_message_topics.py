@@ -14,10 +14,10 @@ from dpstream.shared.codec import encode, is_published_under, kind_of, names_of
 from dpstream.shared.ports import Outgoing
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
-from tests.support.archived import tasks_of
-from tests.support.campaign_simulator import CampaignSimulator
-from tests.support.coordinator import CoordinatorHarness, first_task, small
-from tests.support.sample_messages import example
+from tests.support.campaigns.archived import tasks_of
+from tests.support.campaigns.campaign_simulator import CampaignSimulator
+from tests.support.campaigns.coordinator import CoordinatorHarness, first_task, small
+from tests.support.campaigns.sample_messages import example
 
 KINDS = [*m.COMMANDS, *m.EVENTS]
 

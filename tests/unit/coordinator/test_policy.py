@@ -17,9 +17,9 @@ from dpstream.services.coordinator.state import ByCondition, State
 from dpstream.shared import messages as m
 from dpstream.shared.codec import MAX_BODY, encode
 from dpstream.shared.values import CandidatePool, Counts, Trust
-from tests.support.archived import frames_of, tasks_of
-from tests.support.campaign_simulator import CampaignSimulator, key, ref, spec
-from tests.support.lossy_delivery import (
+from tests.support.campaigns.archived import frames_of, tasks_of
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, key, ref, spec
+from tests.support.campaigns.lossy_delivery import (
     LossyDelivery,
     check_counters,
     check_snapshot,

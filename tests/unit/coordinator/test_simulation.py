@@ -29,10 +29,10 @@ from dpstream.services.coordinator.views.overview import label_counts
 from dpstream.shared.errors import NotFound, SpecError
 from dpstream.shared.messages import LabelsDone, TaskClaimed, TaskReleased
 from dpstream.shared.ports import Store
-from tests.support.campaign_simulator import CampaignSimulator, spec, submission
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec, submission
+from tests.support.campaigns.lossy_delivery import LossyDelivery
+from tests.support.campaigns.small_campaign import write_spec
 from tests.support.command_line import run_command
-from tests.support.lossy_delivery import LossyDelivery
-from tests.support.small_campaign import write_spec
 from tests.support.soak import SOAK
 
 # The command configures the logs of its process.

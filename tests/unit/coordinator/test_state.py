@@ -14,8 +14,8 @@ import pytest
 from dpstream.services.coordinator import state as state_module
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import LabelState, State
-from tests.support.campaign_simulator import CampaignSimulator, spec
-from tests.support.lossy_delivery import LossyDelivery, check_snapshot
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec
+from tests.support.campaigns.lossy_delivery import LossyDelivery, check_snapshot
 
 RIGHT = "replace(LabelState(), pending=7)"
 MISSPELT = "replace(LabelState(), pendign=7)"

@@ -22,11 +22,18 @@ from dpstream.shared.store import dead_letters
 from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
-from tests.support.archived import tasks_of
-from tests.support.campaign_simulator import submission
-from tests.support.coordinator import LEASE, CoordinatorHarness, first_task, serving, small, status
-from tests.support.dead_letters import letters
-from tests.support.published import Published
+from tests.support.adapters.dead_letters import letters
+from tests.support.adapters.published import Published
+from tests.support.campaigns.archived import tasks_of
+from tests.support.campaigns.campaign_simulator import submission
+from tests.support.campaigns.coordinator import (
+    LEASE,
+    CoordinatorHarness,
+    first_task,
+    serving,
+    small,
+    status,
+)
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 ATTEMPTS = 3

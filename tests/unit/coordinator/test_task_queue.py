@@ -13,9 +13,9 @@ from dpstream.shared.codec import decode
 from dpstream.shared.errors import BusError
 from dpstream.shared.messages import Command, Explore, Label, Reference, Train
 from dpstream.shared.values import FrameRef
-from tests.support.campaign_simulator import key, ref
-from tests.support.faulty_adapters import FlakyBus, first
-from tests.support.single_tasks import train_command
+from tests.support.adapters.faulty_adapters import FlakyBus, first
+from tests.support.campaigns.campaign_simulator import key, ref
+from tests.support.campaigns.single_tasks import train_command
 
 FRAME = FrameRef(batch=ref("batch"), index=0, key=key("frame"))
 

@@ -6,7 +6,7 @@ import pytest
 
 from dpstream.services.coordinator.views.why import why
 from dpstream.shared.errors import SpecError
-from tests.support import sample_ledger
+from tests.support.campaigns import sample_ledger
 
 
 def _text(tmp_path: Path, number: int) -> str:

@@ -29,7 +29,7 @@ from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.services.trainer.settings import TrainerSettings
 from dpstream.shared.access import ROLES
 from dpstream.shared.settings import PREFIX
-from tests.support.dockerfile import DOCKERFILE, ROOT, SERVICES, Dockerfile, pins, read
+from tests.support.deployments.dockerfile import DOCKERFILE, ROOT, SERVICES, Dockerfile, pins, read
 
 SETTINGS: dict[str, Any] = {
     "coordinator": CoordinatorSettings,

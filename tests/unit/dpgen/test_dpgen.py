@@ -31,8 +31,8 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import LabelSettings, Spec, TrustLevels
 from dpstream.shared.spec.engines import Pimd
 from dpstream.shared.spec.inline_files import with_texts
-from tests.support import dpgen_keys, dpgen_methane
 from tests.support.command_line import run_command
+from tests.support.dpgen import dpgen_keys, dpgen_methane
 
 HERE = Places(Path("/home/me/run"), Path("/home/me/run"))
 

@@ -12,9 +12,9 @@ import yaml
 from dpstream.commands.options import prepared
 from dpstream.running.submit import submit
 from dpstream.shared.store.folder import FolderStore
+from tests.support.campaigns.local_run import at_work
 from tests.support.command_line import run_command
-from tests.support.dpgen_methane import param, write_files, write_labels, write_structures
-from tests.support.local_run import at_work
+from tests.support.dpgen.dpgen_methane import param, write_files, write_labels, write_structures
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 Call = Callable[..., tuple[int, str, str]]

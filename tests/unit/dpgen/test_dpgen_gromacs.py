@@ -12,9 +12,9 @@ from dpstream.dpgen.load import convert_file, load_campaign
 from dpstream.inputs.gather import gather
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.engines import Gromacs
-from tests.support import dpgen_methane
-from tests.support.explorer import CH4
-from tests.support.gromacs import MDP, METHANE, gro_of_methane
+from tests.support.dpgen import dpgen_methane
+from tests.support.programs.gromacs import MDP, METHANE, gro_of_methane
+from tests.support.workers.explorer import CH4
 
 FILES = {
     "md.mdp": MDP,

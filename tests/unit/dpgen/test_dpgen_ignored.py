@@ -19,8 +19,8 @@ from dpstream.dpgen.machines.pools import Labels, read_pools
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.errors import SpecError
 from dpstream.terminal.plan import recipe_words
-from tests.support import dpgen_methane
 from tests.support.command_line import run_command
+from tests.support.dpgen import dpgen_methane
 
 DATA = os.environ.get("DPSTREAM_TEST_DATA")
 GAUSSIAN: dict[str, Any] = {

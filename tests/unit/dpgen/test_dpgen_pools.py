@@ -29,8 +29,8 @@ from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
 from dpstream.services.coordinator.fleet.script import worker_script
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared.errors import SpecError
-from tests.support import dpgen_methane
 from tests.support.command_line import run_command
+from tests.support.dpgen import dpgen_methane
 
 VASP = Labels("vasp", is_own=True)
 DATA = os.environ.get("DPSTREAM_TEST_DATA")

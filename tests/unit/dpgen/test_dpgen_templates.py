@@ -18,7 +18,7 @@ from dpstream.shared.atoms.frames import Frame, canonical
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.engines import Template
-from tests.support import dpgen_methane
+from tests.support.dpgen import dpgen_methane
 
 DATA = os.environ.get("DPSTREAM_TEST_DATA")
 EXAMPLE = Path(DATA or "", "dpgen/examples/run/dp-lammps-enhance_sampling/param.json")

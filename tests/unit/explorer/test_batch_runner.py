@@ -41,7 +41,7 @@ class Task:
 @pytest.fixture
 def runner(tmp_path: Path) -> Iterator[BatchRunner]:
     runner = BatchRunner(tmp_path / "batch", threads=1)
-    runner.child = ChildProcess("tests.support.counting_batch", tmp_path / "batch")
+    runner.child = ChildProcess("tests.support.workers.counting_batch", tmp_path / "batch")
     yield runner
     runner.close()
 

@@ -39,8 +39,8 @@ from dpstream.shared.spec.engines import Gromacs
 from dpstream.shared.spec.virial import uses_of_virial
 from dpstream.shared.values import Condition
 from dpstream.terminal.plan import plan
-from tests.support import sample_ledger
-from tests.support.gromacs import MDP, METHANE, gro_of_methane
+from tests.support.campaigns import sample_ledger
+from tests.support.programs.gromacs import MDP, METHANE, gro_of_methane
 
 COLD = Condition(system="s", temperature=200.0)
 PRESSED = Condition(system="s", temperature=200.0, pressure=7.0)

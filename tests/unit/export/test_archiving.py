@@ -18,7 +18,7 @@ from dpstream.services.coordinator.ledger.ledger import finished_uri, read_messa
 from dpstream.shared.errors import Refused
 from dpstream.shared.messages import CampaignFinished
 from dpstream.shared.store.folder import FolderStore
-from tests.support import sample_ledger
+from tests.support.campaigns import sample_ledger
 from tests.support.command_line import run_command
 
 NAME = sample_ledger.NAME

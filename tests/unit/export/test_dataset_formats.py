@@ -23,7 +23,7 @@ from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, frame_key
 from dpstream.shared.errors import SpecError
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import ImportedSet
-from tests.support import sample_ledger
+from tests.support.campaigns import sample_ledger
 
 TYPES = ("O", "H", "C")
 

@@ -12,7 +12,7 @@ from dpstream.services.coordinator.views.why import why
 from dpstream.shared.atoms.frames import frame_key, from_ase
 from dpstream.shared.errors import SpecError
 from dpstream.shared.store.folder import FolderStore
-from tests.support import sample_ledger
+from tests.support.campaigns import sample_ledger
 
 
 @pytest.fixture

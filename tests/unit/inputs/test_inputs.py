@@ -451,7 +451,7 @@ def test_what_a_reader_warns_of_is_a_warning_of_ours(
     ase.io.write(tmp_path / "set.extxyz", atoms)
     atoms.write(tmp_path / "a.extxyz")
 
-    parser = Parser("tests.support.warning_reader", tmp_path / "parser")
+    parser = Parser("tests.support.workers.warning_reader", tmp_path / "parser")
     wanted = spec(["Al", "Cu"], initial={"data": ["set.extxyz"]}, labels={"force": True})
     with monkeypatch.context() as patched:
         patched.setattr("dpstream.inputs.read_labelled._parser", lambda reads: parser)

@@ -32,11 +32,10 @@ from dpstream.shared.proof import digest
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import TRAINED
-from tests.support.archived import frames_of
-from tests.support.campaign_simulator import CampaignSimulator
-from tests.support.command_line import run_command
-from tests.support.coordinator import CoordinatorHarness, first_task, small
-from tests.support.damaged_campaign import (
+from tests.support.campaigns.archived import frames_of
+from tests.support.campaigns.campaign_simulator import CampaignSimulator
+from tests.support.campaigns.coordinator import CoordinatorHarness, first_task, small
+from tests.support.campaigns.damaged_campaign import (
     finished,
     half_way,
     of_ledger,
@@ -45,8 +44,9 @@ from tests.support.damaged_campaign import (
     segments,
     trainings,
 )
-from tests.support.sample_ledger import NAME, write_half
-from tests.support.sample_messages import example
+from tests.support.campaigns.sample_ledger import NAME, write_half
+from tests.support.campaigns.sample_messages import example
+from tests.support.command_line import run_command
 from tests.support.soak import examples
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")

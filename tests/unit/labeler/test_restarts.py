@@ -24,8 +24,8 @@ from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.task_outcome import ending_of
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Ref
-from tests.support.single_tasks import campaign_with, claim, next_attempt, released
-from tests.support.worker import label
+from tests.support.campaigns.single_tasks import campaign_with, claim, next_attempt, released
+from tests.support.workers.worker import label
 
 REF = Ref.to("campaigns/world/results/t/1/restart-k.zip", b"files")
 

@@ -22,9 +22,9 @@ from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import EngineCrashed, EngineKilled, Permanent, Stopped
 from dpstream.shared.runtime.confinement import landlock
 from dpstream.shared.values import Recipe
-from tests.support.labeling_programs import read_here
-from tests.support.orphans import outlived
-from tests.support.worker import stop_after
+from tests.support.programs.labeling_programs import read_here
+from tests.support.workers.orphans import outlived
+from tests.support.workers.worker import stop_after
 
 pytestmark = pytest.mark.slow
 

@@ -24,9 +24,9 @@ from dpstream.shared.atoms.frames import Frame, FrameLabel, frame_key
 from dpstream.shared.spec import Spec, load_spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Recipe
-from tests.support import sample_ledger
+from tests.support.campaigns import sample_ledger
+from tests.support.campaigns.small_campaign import write_spec
 from tests.support.command_line import run_command
-from tests.support.small_campaign import write_spec
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 

@@ -31,7 +31,7 @@ from dpstream.shared.atoms.deviation import BINS
 from dpstream.shared.errors import NotFound, SpecError
 from dpstream.shared.values import Condition, Counts, Trust
 from dpstream.terminal.status import figures
-from tests.support import sample_ledger
+from tests.support.campaigns import sample_ledger
 
 VOID = {"meta", "br"}
 

@@ -36,8 +36,8 @@ from dpstream.shared.programs import (
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import PROGRAMS
+from tests.support.campaigns.coordinator import CoordinatorHarness
 from tests.support.command_line import run_command, with_embedded_broker
-from tests.support.coordinator import CoordinatorHarness
 
 HERE = metadata.version("tblite")
 LINES: dict[str, Any] = {

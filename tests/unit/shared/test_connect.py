@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from dpstream.shared.connect import check_scheme, connect_bus, connect_store
 from dpstream.shared.errors import Refused, SpecError
 from dpstream.shared.settings import BrokerSettings, StoreSettings, read_settings
-from tests.support.certificate_authority import Authority
+from tests.support.servers.certificate_authority import Authority
 
 
 @contextmanager

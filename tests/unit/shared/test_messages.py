@@ -25,7 +25,7 @@ from dpstream.shared.values import (
     stable_id,
     stable_seed,
 )
-from tests.support.random_messages import EVERY, instances
+from tests.support.campaigns.random_messages import EVERY, instances
 from tests.support.soak import examples
 
 FORMER = {"candidates-found/1": m.ChunkExplored}

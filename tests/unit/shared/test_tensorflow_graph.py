@@ -13,7 +13,7 @@ from dpstream.services.trainer.start_from import SCRIPT, check_script
 from dpstream.shared.errors import Permanent
 from dpstream.shared.tensorflow_graph import check_checkpoint, check_model, graph_of, texts_of
 from dpstream.shared.values import Recipe
-from tests.support.graphs import field, node, text, writing
+from tests.support.models.graphs import field, node, text, writing
 
 COMMITTEES = Path(__file__).parents[2] / "data/committees/committees.tar.xz"
 PLAIN = node("x", "Placeholder") + node("o_energy", "Identity", "x")

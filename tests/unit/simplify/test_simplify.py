@@ -39,10 +39,10 @@ from dpstream.shared.values import Trust, label_uri
 from dpstream.simplify.campaign import campaign, trajectory_length
 from dpstream.simplify.pool import SimplifyPool, read_pool
 from dpstream.simplify.remainder import Remainder
-from tests.support import dpgen_methane
-from tests.support.archived import frames_of
-from tests.support.campaign_simulator import CampaignSimulator, spec
-from tests.support.lossy_delivery import LossyDelivery
+from tests.support.campaigns.archived import frames_of
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec
+from tests.support.campaigns.lossy_delivery import LossyDelivery
+from tests.support.dpgen import dpgen_methane
 
 pytestmark = pytest.mark.usefixtures("one_parser")
 

@@ -19,7 +19,7 @@ from dpstream.terminal.live import LiveView
 from dpstream.terminal.log_file import LogFile
 from dpstream.terminal.plan import introduce
 from dpstream.terminal.verbosity import Verbosity
-from tests.support import sample_ledger
+from tests.support.campaigns import sample_ledger
 from tests.support.command_line import run_command
 
 Call = Callable[..., tuple[int, str, str]]

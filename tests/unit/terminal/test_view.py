@@ -21,7 +21,7 @@ from dpstream.shared.values import Counts
 from dpstream.terminal.live import LiveView
 from dpstream.terminal.pace import duration, remaining
 from dpstream.terminal.status import clock, next_step, screen, summary
-from tests.support.campaign_simulator import spec, submission
+from tests.support.campaigns.campaign_simulator import spec, submission
 
 
 def at_work() -> tuple[State, Sequence[m.Label]]:

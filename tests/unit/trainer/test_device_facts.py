@@ -19,8 +19,8 @@ from dpstream.shared.errors import Temporary
 from dpstream.shared.runtime.device import Device, chosen
 from dpstream.shared.values import DeviceFacts
 from dpstream.terminal.status import figures
-from tests.support import sample_ledger
-from tests.support.nvml import DRIVER, H200, has_gpus
+from tests.support.campaigns import sample_ledger
+from tests.support.workers.nvml import DRIVER, H200, has_gpus
 
 ON_GPU = {"backend": "pytorch 2.11.0", "device": "cuda:0", "runtime": "13.0"}
 ON_CPU = {"backend": "tensorflow 2.21.0", "device": "cpu", "runtime": ""}

@@ -11,7 +11,7 @@ from dpstream.services.trainer.input_words import FILES, WORDS, check_words
 from dpstream.services.trainer.training_input import TABLE, TrainingRun, build_input
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Training
-from tests.support.campaign_simulator import spec
+from tests.support.campaigns.campaign_simulator import spec
 
 RUN = TrainingRun(("H", "C"), ("train/C1H4",), steps=100, seed=1, member=0, warm=True)
 

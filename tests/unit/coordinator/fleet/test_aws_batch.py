@@ -31,8 +31,8 @@ from dpstream.services.coordinator.fleet.reconciler import Reconciler
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.store.folder import FolderStore
-from tests.support.batch_server import PAGE, BatchServer
-from tests.support.fleets import NAME, STAYING, aws_batch_pool, end_all, until
+from tests.support.servers.batch_server import PAGE, BatchServer
+from tests.support.servers.fleets import NAME, STAYING, aws_batch_pool, end_all, until
 
 pytestmark = pytest.mark.slow
 

@@ -33,9 +33,9 @@ from dpstream.shared import messages as m
 from dpstream.shared.errors import StoreError
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
-from tests.support.archived import frames_of, tasks_of
-from tests.support.campaign_simulator import CampaignSimulator, spec
-from tests.support.lossy_delivery import Entry, LossyDelivery, replayed
+from tests.support.campaigns.archived import frames_of, tasks_of
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec
+from tests.support.campaigns.lossy_delivery import Entry, LossyDelivery, replayed
 from tests.support.soak import examples
 
 MOST_BYTES = 160

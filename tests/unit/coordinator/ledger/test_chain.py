@@ -26,9 +26,9 @@ from dpstream.shared import messages as m
 from dpstream.shared.errors import CorruptLedger
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
-from tests.support.campaign_simulator import spec
-from tests.support.coordinator import CoordinatorHarness, small
-from tests.support.release_0_1 import unpack
+from tests.support.campaigns.campaign_simulator import spec
+from tests.support.campaigns.coordinator import CoordinatorHarness, small
+from tests.support.campaigns.release_0_1 import unpack
 from tests.support.soak import examples
 
 FOLDER = "campaigns/world/ledger/"

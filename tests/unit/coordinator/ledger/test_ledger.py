@@ -29,9 +29,9 @@ from dpstream.shared import messages as m
 from dpstream.shared.errors import CorruptLedger, Fenced, NotFound, StoreError
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import campaign_uri
-from tests.support.campaign_simulator import CampaignSimulator, spec, submission
-from tests.support.faulty_adapters import FlakyStore, first
-from tests.support.lossy_delivery import Entry, LossyDelivery
+from tests.support.adapters.faulty_adapters import FlakyStore, first
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec, submission
+from tests.support.campaigns.lossy_delivery import Entry, LossyDelivery
 
 FOLDER = "campaigns/world/ledger/"
 WRONG = State(spec=spec(), exploration=ExplorationState(rounds=77))

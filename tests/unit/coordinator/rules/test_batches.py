@@ -18,10 +18,10 @@ from dpstream.shared.runtime.device import chosen
 from dpstream.shared.spec import Training
 from dpstream.shared.spec.training import CPU_BATCH, GPU_BATCH
 from dpstream.shared.store.folder import FolderStore
-from tests.support.campaign_simulator import CampaignSimulator
-from tests.support.coordinator import CoordinatorHarness, small
-from tests.support.lossy_delivery import LossyDelivery, replayed
-from tests.support.nvml import H200, has_gpus
+from tests.support.campaigns.campaign_simulator import CampaignSimulator
+from tests.support.campaigns.coordinator import CoordinatorHarness, small
+from tests.support.campaigns.lossy_delivery import LossyDelivery, replayed
+from tests.support.workers.nvml import H200, has_gpus
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 WORLD = "world"

@@ -14,11 +14,11 @@ from dpstream.report.page import render
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.store.folder import FolderStore
-from tests.support.archived import frames_of
-from tests.support.campaign_simulator import CampaignSimulator, spec
-from tests.support.coordinator import CoordinatorHarness
-from tests.support.lossy_delivery import LossyDelivery, check_counters, resumed
-from tests.support.single_tasks import give_up
+from tests.support.campaigns.archived import frames_of
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec
+from tests.support.campaigns.coordinator import CoordinatorHarness
+from tests.support.campaigns.lossy_delivery import LossyDelivery, check_counters, resumed
+from tests.support.campaigns.single_tasks import give_up
 from tests.support.soak import examples
 
 

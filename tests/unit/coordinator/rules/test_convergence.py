@@ -21,9 +21,9 @@ from dpstream.services.coordinator.state import (
 from dpstream.shared import messages as m
 from dpstream.shared.spec.engines import AsGiven
 from dpstream.shared.values import Counts, Rmse, Trust
-from tests.support.campaign_simulator import CampaignSimulator, key, ref, spec
-from tests.support.lossy_delivery import LossyDelivery
-from tests.support.single_tasks import train_command
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, key, ref, spec
+from tests.support.campaigns.lossy_delivery import LossyDelivery
+from tests.support.campaigns.single_tasks import train_command
 
 TRUST = Trust(low=0.1, high=0.3)
 GOOD = ByCondition(counts=Counts(accurate=98, candidate=1, failed=1))

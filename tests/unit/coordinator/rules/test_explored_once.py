@@ -11,8 +11,8 @@ from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.values import FrameRef
-from tests.support.campaign_simulator import CampaignSimulator, key, ref, spec, submission
-from tests.support.lossy_delivery import LossyDelivery
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, key, ref, spec, submission
+from tests.support.campaigns.lossy_delivery import LossyDelivery
 
 LEVELS = {"low": 0.1, "high": 0.3}
 

@@ -19,11 +19,11 @@ from dpstream.shared import messages as m
 from dpstream.shared.runtime.device import chosen
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Rejected
-from tests.support.amendments import amendment, changed
-from tests.support.archived import frames_of
-from tests.support.campaign_simulator import CampaignSimulator, key, spec, submission
-from tests.support.coordinator import CoordinatorHarness, small
-from tests.support.lossy_delivery import (
+from tests.support.campaigns.amendments import amendment, changed
+from tests.support.campaigns.archived import frames_of
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, key, spec, submission
+from tests.support.campaigns.coordinator import CoordinatorHarness, small
+from tests.support.campaigns.lossy_delivery import (
     LossyDelivery,
     check_counters,
     check_snapshot,

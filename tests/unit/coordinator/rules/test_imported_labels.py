@@ -27,23 +27,23 @@ from dpstream.shared import messages as m
 from dpstream.shared.cross_check import ComparedLabel, disagreement
 from dpstream.shared.store.folder import FolderStore
 from dpstream.terminal.status import next_step
-from tests.support.campaign_simulator import (
+from tests.support.campaigns.campaign_simulator import (
     CampaignSimulator,
     cross_check,
     key,
     spec,
     submission,
 )
-from tests.support.command_line import run_command, with_embedded_broker
-from tests.support.coordinator import CoordinatorHarness
-from tests.support.lossy_delivery import (
+from tests.support.campaigns.coordinator import CoordinatorHarness
+from tests.support.campaigns.lossy_delivery import (
     LossyDelivery,
     check_counters,
     check_snapshot,
     replayed,
     resumed,
 )
-from tests.support.single_tasks import give_up
+from tests.support.campaigns.single_tasks import give_up
+from tests.support.command_line import run_command, with_embedded_broker
 from tests.support.soak import examples
 
 AGREES = ComparedLabel(forces=0.02, energy=0.001)

@@ -16,17 +16,17 @@ from dpstream.shared import messages as m
 from dpstream.shared.codec import decode, encode
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Accepted, Rejected
-from tests.support.archived import frames_of
-from tests.support.campaign_simulator import CampaignSimulator, spec
-from tests.support.coordinator import CoordinatorHarness, first_task, status
-from tests.support.lossy_delivery import (
+from tests.support.campaigns.archived import frames_of
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec
+from tests.support.campaigns.coordinator import CoordinatorHarness, first_task, status
+from tests.support.campaigns.lossy_delivery import (
     Entry,
     LossyDelivery,
     check_counters,
     replayed,
     revoked,
 )
-from tests.support.single_tasks import (
+from tests.support.campaigns.single_tasks import (
     campaign_with,
     claim,
     failed,

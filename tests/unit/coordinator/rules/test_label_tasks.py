@@ -11,8 +11,8 @@ from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.rules.labels import _bundles
 from dpstream.services.coordinator.state import KnownFrame, State, Task
 from dpstream.shared.values import FrameRef
-from tests.support.campaign_simulator import key, ref, spec
-from tests.support.worker import label
+from tests.support.campaigns.campaign_simulator import key, ref, spec
+from tests.support.workers.worker import label
 
 
 def sizes(

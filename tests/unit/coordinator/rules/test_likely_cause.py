@@ -11,8 +11,8 @@ from dpstream.services.coordinator.rules.likely_cause import likely_cause
 from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.values import Counts
-from tests.support.campaign_simulator import CampaignSimulator, spec
-from tests.support.lossy_delivery import LossyDelivery
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec
+from tests.support.campaigns.lossy_delivery import LossyDelivery
 
 
 def after(counts: Counts, outcome: Any = "failed", **changes: Any) -> tuple[State, m.RoundJudged]:

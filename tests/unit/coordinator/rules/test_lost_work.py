@@ -12,10 +12,10 @@ from dpstream.services.coordinator.state import LostWork
 from dpstream.services.coordinator.views.frames import ABANDONED, History
 from dpstream.services.coordinator.views.overview import overview
 from dpstream.shared import messages as m
-from tests.support.archived import frames_of
-from tests.support.campaign_simulator import CampaignSimulator, ref, spec
-from tests.support.lossy_delivery import LossyDelivery, check_counters, resumed, revoked
-from tests.support.single_tasks import (
+from tests.support.campaigns.archived import frames_of
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, ref, spec
+from tests.support.campaigns.lossy_delivery import LossyDelivery, check_counters, resumed, revoked
+from tests.support.campaigns.single_tasks import (
     ATTEMPTS,
     campaign_with,
     claim,

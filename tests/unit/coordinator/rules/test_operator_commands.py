@@ -11,9 +11,16 @@ from hypothesis import strategies as st
 from dpstream.services.coordinator.policy import decide
 from dpstream.services.coordinator.rules.lost_work import abandoned, is_of_use
 from dpstream.shared import messages as m
-from tests.support.campaign_simulator import CampaignSimulator, spec
-from tests.support.lossy_delivery import LossyDelivery, check_counters, replayed, resumed
-from tests.support.single_tasks import campaign_with, claim, failed, give_up, statuses, task
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec
+from tests.support.campaigns.lossy_delivery import LossyDelivery, check_counters, replayed, resumed
+from tests.support.campaigns.single_tasks import (
+    campaign_with,
+    claim,
+    failed,
+    give_up,
+    statuses,
+    task,
+)
 from tests.support.soak import examples
 
 

@@ -14,9 +14,14 @@ from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Compared
-from tests.support.archived import frames_of
-from tests.support.campaign_simulator import PROPERTIES, CampaignSimulator, point_keys, spec
-from tests.support.lossy_delivery import LossyDelivery, check_counters, replayed, resumed
+from tests.support.campaigns.archived import frames_of
+from tests.support.campaigns.campaign_simulator import (
+    PROPERTIES,
+    CampaignSimulator,
+    point_keys,
+    spec,
+)
+from tests.support.campaigns.lossy_delivery import LossyDelivery, check_counters, replayed, resumed
 from tests.support.soak import examples
 
 SEEDS = st.integers(0, 2**32)

@@ -44,15 +44,15 @@ from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import ANONYMOUS, OfferedFrame, Ref, campaign_uri, is_offered
-from tests.support.archived import frames_of
-from tests.support.campaign_simulator import CampaignSimulator, offered_key, spec
-from tests.support.lossy_delivery import (
+from tests.support.adapters.published import Published
+from tests.support.campaigns.archived import frames_of
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, offered_key, spec
+from tests.support.campaigns.lossy_delivery import (
     LossyDelivery,
     check_counters,
     check_snapshot,
     replayed,
 )
-from tests.support.published import Published
 from tests.support.soak import examples
 
 SEEDS = st.integers(0, 2**32)

@@ -24,12 +24,12 @@ from dpstream.shared.runtime import retry
 from dpstream.shared.runtime.retry import Rests
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.folder import FolderStore
-from tests.support.campaign_simulator import CampaignSimulator, spec
-from tests.support.coordinator import CoordinatorHarness
-from tests.support.lossy_delivery import LossyDelivery, resumed
-from tests.support.single_tasks import campaign_with, claim
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec
+from tests.support.campaigns.coordinator import CoordinatorHarness
+from tests.support.campaigns.lossy_delivery import LossyDelivery, resumed
+from tests.support.campaigns.single_tasks import campaign_with, claim
 from tests.support.soak import examples
-from tests.support.worker import WorkerHarness, label
+from tests.support.workers.worker import WorkerHarness, label
 
 QUEUE = "label.tblite"
 PATIENCE = 600.0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dpstream.services.labeler.units import BOHR, HARTREE
-from tests.support.ionic_steps import EDGE, SHIFTS, check_steps, read
+from tests.support.programs.ionic_steps import EDGE, SHIFTS, check_steps, read
 
 
 def cp2k(run: str = "GEO_OPT", unconverged: int | None = None, last: str = "") -> str:

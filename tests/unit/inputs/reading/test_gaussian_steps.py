@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpstream.services.labeler.units import BOHR, HARTREE
-from tests.support.ionic_steps import SHIFTS, check_steps, read
+from tests.support.programs.ionic_steps import SHIFTS, check_steps, read
 
 RULE = " " + "-" * 69
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpstream.services.labeler.units import BOHR
-from tests.support.ionic_steps import EDGE, SHIFTS, check_steps, read
+from tests.support.programs.ionic_steps import EDGE, SHIFTS, check_steps, read
 
 # ------------------------------------------------------------------------------ ABACUS
 

@@ -26,7 +26,7 @@ from dpstream.inputs.reading.sets import SetOptions, check_one_energy
 from dpstream.shared.atoms.frames import FrameLabel, canonical, from_ase, to_ase
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import LabelledSet
-from tests.support.vasprun import EDGE, vasprun
+from tests.support.programs.vasprun import EDGE, vasprun
 
 pytestmark = pytest.mark.usefixtures("one_parser")
 

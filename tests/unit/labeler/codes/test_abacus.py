@@ -10,7 +10,7 @@ import pytest
 from dpstream.services.labeler.acceptance import AcceptanceLimits, check_after
 from dpstream.services.labeler.codes.abacus import Abacus
 from dpstream.shared.atoms.frames import Frame
-from tests.support.labeling_programs import recorded
+from tests.support.programs.labeling_programs import recorded
 
 SILICON = Frame(
     ("Si", "Si"),

@@ -14,9 +14,9 @@ from dpstream.services.labeler.acceptance import AcceptanceLimits, check_after
 from dpstream.services.labeler.codes.cp2k import Cp2k, Cp2kSettings, input_text
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.values import Recipe
-from tests.support.code_settings import TEMPLATE
-from tests.support.cp2k_keywords import HYDROGEN, LITHIUM
-from tests.support.labeling_programs import recorded
+from tests.support.programs.code_settings import TEMPLATE
+from tests.support.programs.cp2k_keywords import HYDROGEN, LITHIUM
+from tests.support.programs.labeling_programs import recorded
 
 OUTPUTS = Path(__file__).parents[3] / "data/outputs"
 

@@ -21,7 +21,7 @@ from dpstream.shared.atoms.frames import Frame, canonical, frame_key, from_ase
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.values import Condition, Recipe
-from tests.support.code_settings import NACL, SETTINGS
+from tests.support.programs.code_settings import NACL, SETTINGS
 
 AL = canonical(from_ase(bulk("Al", cubic=True))).frame
 KELVIN = 20000.0

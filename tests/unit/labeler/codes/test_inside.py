@@ -11,7 +11,7 @@ from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import LabelSettings
 from dpstream.shared.spec.errors import validated
-from tests.support.code_settings import SETTINGS, TEMPLATE
+from tests.support.programs.code_settings import SETTINGS, TEMPLATE
 
 UPF = {"file": "Al.upf", "sha256": "0" * 64, "size": 1}
 NEEDED: dict[str, dict[str, Any]] = {

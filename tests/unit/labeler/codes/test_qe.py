@@ -18,8 +18,8 @@ from dpstream.services.labeler.units import RYDBERG
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import LabelSettings
-from tests.support.labeling_programs import recorded
-from tests.support.qe_keywords import SILICON, SLAB
+from tests.support.programs.labeling_programs import recorded
+from tests.support.programs.qe_keywords import SILICON, SLAB
 
 OUTPUTS = Path(__file__).parents[3] / "data/outputs"
 ALLOY = Frame(

@@ -23,7 +23,7 @@ from dpstream.shared.errors import Permanent, SpecError
 from dpstream.shared.settings import read_settings
 from dpstream.shared.spec import LabelSettings
 from dpstream.shared.values import Recipe
-from tests.support.code_settings import NACL, SETTINGS, VASP
+from tests.support.programs.code_settings import NACL, SETTINGS, VASP
 
 WATER = Frame(("H", "H", "O"), np.array([[0.76, 0.59, 0], [-0.76, 0.59, 0], [0, 0, 0.0]]))
 

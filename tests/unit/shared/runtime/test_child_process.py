@@ -27,11 +27,11 @@ from dpstream.shared.errors import (
 from dpstream.shared.runtime import child_process as engine_module
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.scratch import STEM
-from tests.support.worker import stop_after
+from tests.support.workers.worker import stop_after
 
 pytestmark = pytest.mark.slow
 
-TOY = Path(__file__).parents[3] / "support" / "toy_child.py"
+TOY = Path(__file__).parents[3] / "support" / "workers" / "toy_child.py"
 
 
 @pytest.fixture(autouse=True)

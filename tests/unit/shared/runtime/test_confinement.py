@@ -26,7 +26,7 @@ from dpstream.shared.runtime.scratch import private_folder
 
 pytestmark = pytest.mark.slow
 
-SUPPORT = Path(__file__).parents[3] / "support"
+SUPPORT = Path(__file__).parents[3] / "support" / "workers"
 Start = Callable[[str], ChildProcess]
 
 

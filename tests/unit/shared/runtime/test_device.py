@@ -20,7 +20,7 @@ from dpstream.shared.runtime.device import (
     gpus,
     usage,
 )
-from tests.support.nvml import A100, DIVIDED, DRIVER, H200, FakeGpu, has_gpus
+from tests.support.workers.nvml import A100, DIVIDED, DRIVER, H200, FakeGpu, has_gpus
 
 GAMING = FakeGpu("GPU-ffff-3333", "NVIDIA GeForce RTX 4090", 24564)
 LIBRARY = "no driver library"

@@ -20,7 +20,7 @@ from dpstream.shared.atoms.records import Record, pack, unpack
 from dpstream.shared.errors import ParserFailed, Stopped
 from dpstream.shared.runtime.child_process import Limits
 from dpstream.shared.runtime.parser import MIB, Parser, Unreadable, limits_of
-from tests.support.worker import stop_after
+from tests.support.workers.worker import stop_after
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ LIMITS = Limits(seconds=1.0, memory=64 * MIB, file=MIB)
 
 @pytest.fixture(scope="module")
 def parser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parser]:
-    parser = Parser("tests.support.toy_parser", tmp_path_factory.mktemp("parser"))
+    parser = Parser("tests.support.workers.toy_parser", tmp_path_factory.mktemp("parser"))
     yield parser
     parser.close()
 

@@ -21,11 +21,11 @@ from dpstream.shared.codec import kind_of
 from dpstream.shared.errors import SpecError
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.settings import WorkerSettings, read_settings
-from tests.support.worker import WorkerHarness, label, patient, succeed
+from tests.support.workers.worker import WorkerHarness, label, patient, succeed
 
 pytestmark = pytest.mark.slow
 
-TOY = Path(__file__).parents[3] / "support" / "toy_child.py"
+TOY = Path(__file__).parents[3] / "support" / "workers" / "toy_child.py"
 LIMIT = 1.5
 HURRY = {"heartbeat_seconds": 0.1, "stuck_after": {"label": LIMIT}}
 

@@ -25,9 +25,9 @@ from dpstream.shared.runtime.health import Health, served
 from dpstream.shared.runtime.telemetry import WorkerMetrics
 from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.values import Ref
-from tests.support.faulty_adapters import FlakyStore, first
-from tests.support.nvml import DRIVER, H200, has_gpus
-from tests.support.worker import PROMPT, WorkerHarness, label, patient, succeed
+from tests.support.adapters.faulty_adapters import FlakyStore, first
+from tests.support.workers.nvml import DRIVER, H200, has_gpus
+from tests.support.workers.worker import PROMPT, WorkerHarness, label, patient, succeed
 
 
 def value(metrics: WorkerMetrics, name: str, **labels: str) -> float:

@@ -33,10 +33,10 @@ from dpstream.shared.runtime.exit_limits import ExitLimits
 from dpstream.shared.runtime.worker import claim_uri
 from dpstream.shared.store.dead_letters import MOST_BYTES
 from dpstream.shared.values import FrameRef, Ref, Rejected
-from tests.support.dead_letters import buried_bodies
-from tests.support.faulty_adapters import FaultyBus, FlakyBus, FlakyStore, first
+from tests.support.adapters.dead_letters import buried_bodies
+from tests.support.adapters.faulty_adapters import FaultyBus, FlakyBus, FlakyStore, first
 from tests.support.log_lines import log_lines
-from tests.support.worker import PROMPT, SPEC, WorkerHarness, label, patient, succeed
+from tests.support.workers.worker import PROMPT, SPEC, WorkerHarness, label, patient, succeed
 
 
 class Journal:

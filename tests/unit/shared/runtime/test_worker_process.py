@@ -34,9 +34,9 @@ from dpstream.shared.runtime.process import (
     main,
 )
 from dpstream.shared.settings import WorkerSettings, variables
-from tests.support.faulty_adapters import FlakyBus
-from tests.support.nvml import A100, DRIVER, H200, has_gpus
-from tests.support.worker import PROMPT, WorkerHarness, label, patient, succeed
+from tests.support.adapters.faulty_adapters import FlakyBus
+from tests.support.workers.nvml import A100, DRIVER, H200, has_gpus
+from tests.support.workers.worker import PROMPT, WorkerHarness, label, patient, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -336,7 +336,7 @@ class ToyEngine:
     """A slot's engine: the toy child process."""
 
     def __init__(self, scratch: Path) -> None:
-        self.engine = ChildProcess("tests.support.toy_child", scratch)
+        self.engine = ChildProcess("tests.support.workers.toy_child", scratch)
 
     def start(self) -> None:
         self.engine.start()

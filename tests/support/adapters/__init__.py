@@ -1,0 +1,1 @@
+"""Buses and stores that fail or record, and what tests read from them."""

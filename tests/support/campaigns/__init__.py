@@ -1,0 +1,1 @@
+"""Campaigns without engines, and what tests ask of them."""

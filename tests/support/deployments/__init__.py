@@ -1,0 +1,1 @@
+"""Whole deployments: coordinators, workers, images and manifests."""

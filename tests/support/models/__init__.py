@@ -1,0 +1,1 @@
+"""Small models of DeePMD-kit, and how they are trained."""

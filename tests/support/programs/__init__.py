@@ -1,0 +1,1 @@
+"""Labeling codes and GROMACS: their inputs, outputs and stand-ins."""

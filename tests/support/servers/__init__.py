@@ -1,0 +1,1 @@
+"""Brokers, stores and batch systems on this machine."""

@@ -1,0 +1,1 @@
+"""Workers, and the child processes and parsers that they start."""
