@@ -4,16 +4,16 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # PyTorch is tested where TensorFlow cannot be imported.
 PYTORCH := .venv-pytorch
-PYTORCH_TESTS := -m pytorch tests/integration/test_backends.py \
-  tests/integration/test_deep_pot.py tests/integration/test_exploration_engines.py \
-  tests/integration/test_batched.py tests/integration/test_batched_physics.py \
-  tests/integration/test_multitask.py \
+PYTORCH_TESTS := -m pytorch tests/integration/trainer/test_backends.py \
+  tests/integration/shared/test_deep_pot.py tests/integration/explorer/test_exploration_engines.py \
+  tests/integration/explorer/test_batched.py tests/integration/explorer/test_batched_physics.py \
+  tests/integration/trainer/test_multitask.py \
   tests/e2e/test_dpa.py tests/e2e/test_pytorch.py
 # TorchSim's barostats need Python 3.12; without it their tests are skipped.
 PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
 NPT := .venv-pytorch-3.12
-NPT_TESTS := -m pytorch tests/integration/test_exploration_engines.py \
-  tests/integration/test_batched.py tests/integration/test_batched_physics.py
+NPT_TESTS := -m pytorch tests/integration/explorer/test_exploration_engines.py \
+  tests/integration/explorer/test_batched.py tests/integration/explorer/test_batched_physics.py
 
 # The tests start their own RabbitMQ nodes and their own Slurm, so no service has to run; bubblewrap
 # confines children where the kernel has no Landlock.
@@ -64,12 +64,12 @@ images: $(STAMP) builder
 	$(BIN)/python deploy/images.py
 
 images-test: images servers codes
-	DPSTREAM_SOAK=1 $(BIN)/python -m pytest tests/integration/test_images.py
+	DPSTREAM_SOAK=1 $(BIN)/python -m pytest tests/integration/deploy/test_images.py
 
 FLEET := tests/unit/coordinator/fleet/test_fleet_plan.py tests/unit/coordinator/fleet/test_fleet_reconciler.py \
   tests/unit/coordinator/fleet/test_schedulers.py tests/unit/coordinator/fleet/test_aws_batch.py tests/unit/coordinator/fleet/test_keda.py \
   tests/contract/test_fleet_contract.py tests/contract/test_kubernetes_fleet.py \
-  tests/integration/test_fleet_pools.py tests/e2e/chaos/test_fleet.py
+  tests/integration/coordinator/test_fleet_pools.py tests/e2e/chaos/test_fleet.py
 
 # Fleet engines: processes, a real Slurm and a real Grid Engine, stand-ins for the commands of other
 # batch systems, and a Kubernetes API server of the tests' own.

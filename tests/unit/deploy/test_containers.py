@@ -1,5 +1,5 @@
 """The Dockerfile and compose.yaml: what can be told without a container engine. That they run is
-shown in `tests/integration/test_containers.py`."""
+shown in `tests/integration/deploy/test_containers.py`."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from dpstream.shared.errors import Permanent
 from dpstream.shared.spec import LabelSettings, Spec
 from tests.support.programs.labeling_programs import CUSTOM, point_of
 
-SCRIPT = Path(__file__).parents[1] / "support" / "programs" / "tblite_program.py"
+SCRIPT = Path(__file__).parents[2] / "support" / "programs" / "tblite_program.py"
 BOXED = canonical(from_ase(molecule("H2O", cell=np.diag([8.5, 9.0, 9.5]), pbc=True))).frame
 WATER = canonical(from_ase(molecule("H2O"))).frame
 

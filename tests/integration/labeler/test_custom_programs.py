@@ -20,7 +20,7 @@ from tests.support.programs.labeling_programs import (
     virial_along,
 )
 
-RECIPES = Path(__file__).parents[2] / "examples/recipes"
+RECIPES = Path(__file__).parents[3] / "examples/recipes"
 COMMANDS = {
     "psi4": "psi4 -n {cores} input.dat output.dat",
     "nwchem": "nwchem dft.nw",

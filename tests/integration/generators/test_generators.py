@@ -51,9 +51,9 @@ from dpstream.shared.values import Ref, Rmse, campaign_uri, is_offered
 from tests.support.campaigns.archived import frames_of, whole_state
 from tests.support.campaigns.small_campaign import write_spec
 
-DOCS = Path(__file__).parents[2] / "docs" / "generators.md"
-EXAMPLE = Path(__file__).parents[2] / "examples" / "external-generator" / "generate.py"
-COMPONENT = Path(__file__).parents[2] / "k8s" / "components" / "generator" / "propose.py"
+DOCS = Path(__file__).parents[3] / "docs" / "generators.md"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "external-generator" / "generate.py"
+COMPONENT = Path(__file__).parents[3] / "k8s" / "components" / "generator" / "propose.py"
 PROMPT = 60.0
 ENDLESS = {
     "name": "endless",
