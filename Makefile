@@ -66,10 +66,9 @@ images: $(STAMP) builder
 images-test: images servers codes
 	DPSTREAM_SOAK=1 $(BIN)/python -m pytest tests/integration/deploy/test_images.py
 
-FLEET := tests/unit/coordinator/fleet/test_fleet_plan.py tests/unit/coordinator/fleet/test_fleet_reconciler.py \
-  tests/unit/coordinator/fleet/test_schedulers.py tests/unit/coordinator/fleet/test_aws_batch.py tests/unit/coordinator/fleet/test_keda.py \
-  tests/contract/test_fleet_contract.py tests/contract/test_kubernetes_fleet.py \
-  tests/integration/coordinator/test_fleet_pools.py tests/e2e/chaos/test_fleet.py
+FLEET := tests/unit/coordinator/fleet tests/contract/test_fleet_contract.py \
+  tests/contract/test_kubernetes_fleet.py tests/integration/coordinator/test_fleet_pools.py \
+  tests/e2e/chaos/test_fleet.py
 
 # Fleet engines: processes, a real Slurm and a real Grid Engine, stand-ins for the commands of other
 # batch systems, and a Kubernetes API server of the tests' own.
