@@ -390,13 +390,14 @@ class LabelInputs(Value):
 
 class Recipe(Value):
     """How labels are computed: everything that affects the numbers, and nothing else. `settings`
-    are those of the code, complete and normalised; `version` is the code's version. A
+    are those of the code, complete and normalised; `version` is the code's version, which only
+    before a submission may be None: the workers of the deployment are yet to state it. A
     `multiplicity` of 0 is the lowest that the number of electrons allows. `compositions` are keyed
     by formula, as `C1H4`. `electron_temperature` names the frame parameter that holds the electron
     temperature."""
 
     code: Name
-    version: str
+    version: str | None
     settings: dict[str, Any]
     charge: int
     multiplicity: int
@@ -407,6 +408,8 @@ class Recipe(Value):
     @property
     def program(self) -> str:
         """The code and its version, for people; versions of calculators name their packages."""
+        if self.version is None:
+            return f"{self.code} of the workers' version"
         named = self.version.startswith(f"{self.code} ")
         return self.version if named else f"{self.code} {self.version}"
 

@@ -35,7 +35,6 @@ from dpstream.services.coordinator.ledger.ledger import campaigns
 from dpstream.services.coordinator.ledger.submission import stored_spec
 from dpstream.services.explorer.gromacs.trial import try_inputs
 from dpstream.services.labeler.recipes import (
-    left_to_workers,
     make_recipe,
     program_of,
     read_files,
@@ -204,10 +203,8 @@ def checked(
     system, that have already been read."""
     labels, attachments = read_files(spec.labels, folder)
     structures = SystemStructures(spec, folder, given)
-    if not engines:
-        labels = left_to_workers(labels)
     spec = with_label_inputs(spec.model_copy(update={"labels": labels}), structures)
-    recipe = make_recipe(spec.labels)
+    recipe = make_recipe(spec.labels, version_needed=bool(engines))
     elsewhere = engines is False
     if not elsewhere:
         check_class(recipe)

@@ -16,7 +16,7 @@ def gather_dimers(spec: Spec) -> tuple[list[Frame], list[str]]:
     dimers = spec.initial.dimers
     if dimers is None:
         return [], []
-    code, recipe = code_of(spec.labels), make_recipe(spec.labels)
+    code, recipe = code_of(spec.labels), make_recipe(spec.labels, version_needed=False)
     limits = AcceptanceLimits.of_dimers(dimers, spec.labels)
     kept: list[Frame] = []
     warnings = []

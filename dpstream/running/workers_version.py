@@ -6,7 +6,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 from dpstream.services.coordinator.ledger.submission import stored_spec, submission
-from dpstream.services.labeler.recipes import LEFT, make_recipe, program_of
+from dpstream.services.labeler.recipes import make_recipe, program_of
 from dpstream.shared.errors import SpecError
 from dpstream.shared.ports import Store
 from dpstream.shared.programs import Programs
@@ -15,23 +15,18 @@ from dpstream.shared.values import Recipe, campaign_uri
 
 
 def with_workers_version(spec: Spec, recipe: Recipe, store: Store) -> tuple[Spec, Recipe]:
-    """Spec and recipe with the version that `labels.version` leaves to the workers. A campaign that
+    """Spec and recipe with the version of the workers, if the recipe has none. A campaign that
     exists keeps its own. Raises `SpecError` if none is known, or several are."""
-    if spec.labels.version != LEFT:
+    if recipe.version is not None:
         return spec, recipe
     if store.exists(campaign_uri(spec.name, "submitted.json")):
         version = stored_spec(store, spec.name).labels.version
         if version is None:  # submitted from a machine with the code
-            return _with_version(spec, None), submission(store, spec.name).recipe
+            return spec, submission(store, spec.name).recipe
     else:
         version = _stated(Programs.read(store), spec.labels.capability, program_of(recipe))
-    spec = _with_version(spec, version)
-    return spec, make_recipe(spec.labels)
-
-
-def _with_version(spec: Spec, version: str | None) -> Spec:
     labels = spec.labels.model_copy(update={"version": version})
-    return spec.model_copy(update={"labels": labels})
+    return spec.model_copy(update={"labels": labels}), make_recipe(labels)
 
 
 def _stated(programs: Programs, capability: str, program: str) -> str:

@@ -15,7 +15,7 @@ from dpstream.inputs.check_training import deepmd_is_here, unbuilt
 from dpstream.inputs.gather import Gathered
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.custom import UNVERSIONED
-from dpstream.services.labeler.recipes import LEFT, virial_less
+from dpstream.services.labeler.recipes import virial_less
 from dpstream.shared.spec import AutoTrust, Spec, Stage, TrustLevels, expand_material
 from dpstream.shared.spec.engines import AsGiven, driver_of
 from dpstream.shared.spec.training import CPU_BATCH, GPU_BATCH
@@ -193,18 +193,23 @@ def recipe_words(recipe: Recipe) -> str:
     """Method, code, version and settings, marked if the labels are semi-empirical."""
     code = CODES[recipe.code]
     settings = ", ".join(f"{key} {_in_short(value)}" for key, value in recipe.settings.items())
-    digest = "" if recipe.version.startswith(LEFT) else f"; recipe {recipe.digest}"
+    digest = f"; recipe {digest}" if (digest := _digest(recipe)) else ""
     text = (
         f"{code.method(recipe.settings)} with {recipe.program} ({settings}; charge "
         f"{recipe.charge}, multiplicity {recipe.multiplicity or 'lowest'}{digest})"
     )
-    if UNVERSIONED in recipe.version.split():
+    if recipe.version is not None and UNVERSIONED in recipe.version.split():
         text += "; the program has no stated version: labels are not shared with other campaigns"
     if recipe.electron_temperature is not None:
         text += f"; electron temperature from {recipe.electron_temperature} of each frame, K"
     for formula, inputs in recipe.compositions.items():
         text += f"; {formula}: {', '.join(f'{k} {_in_short(v)}' for k, v in inputs.given.items())}"
     return f"{SEMI_EMPIRICAL}: {text}" if code.semi_empirical(recipe.settings) else text
+
+
+def _digest(recipe: Recipe) -> str | None:
+    """None as long as the version is unknown, on which it depends."""
+    return None if recipe.version is None else recipe.digest
 
 
 def _virial_words(spec: Spec, gathered: Gathered, recipe: Recipe) -> str:
@@ -331,7 +336,7 @@ def plan_facts(spec: Spec, gathered: Gathered, recipe: Recipe) -> dict[str, Any]
     """The plan for programs: the spec with its defaults, and what follows from it."""
     return {
         "spec": expand_material(spec).model_dump(mode="json"),
-        "recipe": {"digest": recipe.digest, **recipe.model_dump(mode="json")},
+        "recipe": {"digest": _digest(recipe), **recipe.model_dump(mode="json")},
         "systems": {name: len(frames) for name, frames in gathered.systems.items()},
         "initial_frames": len(gathered.initial),
         "imported_labels": len(gathered.labelled),

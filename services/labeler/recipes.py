@@ -30,8 +30,6 @@ from dpstream.shared.spec import LabelSettings
 from dpstream.shared.spec.errors import did_you_mean, validated
 from dpstream.shared.values import Recipe
 
-LEFT = "of the workers' version"
-"""In place of a version that the workers of a deployment are to state."""
 ROOM = 300.0
 """K; electron temperature with which settings are tested."""
 
@@ -59,12 +57,13 @@ def read_files(labels: LabelSettings, folder: Path) -> tuple[LabelSettings, Mapp
     return labels.model_copy(update={"settings": settings}), reading.files
 
 
-def make_recipe(labels: LabelSettings) -> Recipe:
+def make_recipe(labels: LabelSettings, version_needed: bool = True) -> Recipe:
     """The recipe of `labels`: settings complete and normalised; the version that `labels.version`
     states (6.3 also allows 6.3.2) or, if it states none, the one installed here.
 
-    Raises SpecError for an unknown code or setting, a wrong value, a code that is neither installed
-    nor has a stated version, and an installed version that the stated one does not allow.
+    `version_needed`: whether it is an error if the code is neither installed nor has a stated
+    version; otherwise the recipe has none. Raises SpecError for this, for an unknown code or
+    setting, a wrong value, and an installed version that the stated one does not allow.
     """
     code = code_of(labels)
     own = {"charge": labels.charge, "multiplicity": labels.multiplicity - 1}
@@ -76,7 +75,7 @@ def make_recipe(labels: LabelSettings) -> Recipe:
         _check_thermal(code, settings)
     return Recipe(
         code=code.name,
-        version=_version(code, settings, labels.version),
+        version=_version(code, settings, labels.version, version_needed),
         settings=settings,
         charge=labels.charge,
         multiplicity=labels.multiplicity,
@@ -148,15 +147,16 @@ def electrons(species: Iterable[str]) -> int:
     return sum(atomic_numbers.get(symbol, 0) for symbol in species)
 
 
-def _version(code: Code, settings: dict[str, Any], stated: str | None) -> str:
+def _version(code: Code, settings: dict[str, Any], stated: str | None, needed: bool) -> str | None:
     if isinstance(code, StatesVersion):
         return code.stated_version(settings, stated)
     try:
         installed = code.version(settings)
     except SpecError:
-        if stated is None:
+        if stated is None and needed:
             raise
-        return code.with_files(stated, settings) if isinstance(code, WithFiles) else stated
+        files = code.files(settings) if isinstance(code, WithFiles) else ""
+        return f"{stated}; {files}" if stated and files else stated
     if stated in (None, installed):
         return installed
     number, separator, files = installed.partition("; ")
@@ -167,15 +167,10 @@ def _version(code: Code, settings: dict[str, Any], stated: str | None) -> str:
     return f"{stated}{separator}{files}"
 
 
-def left_to_workers(labels: LabelSettings) -> LabelSettings:
-    """`labels`, with `LEFT` as its version if it states none and this machine lacks the code."""
-    return labels if unknown_here(labels) is None else labels.model_copy(update={"version": LEFT})
-
-
 def unknown_here(labels: LabelSettings) -> str | None:
     """Why this machine does not know the version of the code, unless `labels` states one."""
     code = code_of(labels)
-    if labels.version not in (None, LEFT) or isinstance(code, StatesVersion):
+    if labels.version is not None or isinstance(code, StatesVersion):
         return None
     try:
         code.version(_validated(code, labels.settings))

@@ -165,6 +165,7 @@ def _command(code: FileCode, recipe: Recipe, cores: int) -> list[str]:
 
 
 def _check_version(recipe: Recipe, outcome: Outcome) -> None:
+    assert recipe.version is not None  # no labeler makes a recipe without one
     if not is_stated(recipe.version, outcome.program):
         raise Permanent(
             f"this worker's {recipe.code} is {outcome.program}, the campaign's is {recipe.version}"

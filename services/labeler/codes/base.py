@@ -109,9 +109,9 @@ class StatesVersion(Protocol):
 class WithFiles(Protocol):
     """A code whose version in the recipe contains digests of files."""
 
-    def with_files(self, version: str, settings: dict[str, Any]) -> str:
-        """The version in the recipe. Raises SpecError if a file is not here and its digest not
-        stated."""
+    def files(self, settings: dict[str, Any]) -> str:
+        """The digests as they follow the version. Raises SpecError if a file is not here and its
+        digest not stated."""
 
 
 @runtime_checkable

@@ -39,11 +39,11 @@ class Deepmd(CodeDefaults):
 
     def version(self, settings: dict[str, Any]) -> str:
         """The version of DeePMD-kit and the digest of the model."""
-        return self.with_files(installed_version("deepmd-kit", "trainer"), settings)
+        return f"{installed_version('deepmd-kit', 'trainer')}; {self.files(settings)}"
 
-    def with_files(self, version: str, settings: dict[str, Any]) -> str:
+    def files(self, settings: dict[str, Any]) -> str:
         names, stated = {"model": settings["model"]}, {"model": settings["sha256"]}
-        return f"{version}; {digests(self.name, names, stated, 'labels.settings')}"
+        return digests(self.name, names, stated, "labels.settings")
 
     def is_here(self) -> bool:
         return find_spec("deepmd") is not None and machine_settings().folder(self.name) is not None

@@ -19,7 +19,7 @@ from dpstream.running.check_here import check_here
 from dpstream.running.workers_version import with_workers_version
 from dpstream.services.coordinator.ledger.submission import stored_spec, submission
 from dpstream.services.labeler.__main__ import _programs
-from dpstream.services.labeler.recipes import LEFT, left_to_workers, make_recipe
+from dpstream.services.labeler.recipes import make_recipe
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared import messages as m
 from dpstream.shared.atoms.frames import FrameLabel, canonical, from_ase
@@ -197,20 +197,41 @@ def spec(**labels: Any) -> Spec:
 
 
 def resolved(of: Spec, store: FolderStore) -> Spec:
-    labels = left_to_workers(of.labels)
-    of = of.model_copy(update={"labels": labels})
-    return with_workers_version(of, make_recipe(labels), store)[0]
+    return with_workers_version(of, make_recipe(of.labels, version_needed=False), store)[0]
 
 
-def test_what_is_installed_or_stated_is_not_left_to_the_workers(
+def test_a_recipe_lacks_a_version_only_if_none_is_installed_or_stated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert left_to_workers(spec().labels) == spec().labels
+    def version(of: Spec) -> str | None:
+        return make_recipe(of.labels, version_needed=False).version
+
+    assert version(spec()) == HERE
     monkeypatch.setattr(metadata, "version", without("tblite"))
-    assert left_to_workers(spec(version="0.7").labels).version == "0.7"
-    assert left_to_workers(spec().labels).version == LEFT
-    vasp = spec(code="vasp", settings={"incar": {"ENCUT": 500}, "potentials": {}})
-    assert left_to_workers(vasp.labels) == vasp.labels, "its version is that of its outputs"
+    assert version(spec(version="0.7")) == "0.7"
+    assert version(spec()) is None
+    with pytest.raises(SpecError, match="tblite is not installed"):
+        make_recipe(spec().labels)
+    potentials = {"potentials": {"C": "C"}, "sha256": {"C": "0" * 16}}
+    vasp = spec(code="vasp", settings={"incar": {"ENCUT": 500}, **potentials})
+    assert version(vasp) is not None, "its version is that of its outputs"
+
+
+def test_files_of_a_code_without_a_version_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", without("deepmd-kit"))
+    model: dict[str, Any] = {"code": "deepmd", "settings": {"model": "a.pth"}}
+    with pytest.raises(SpecError, match=r"a\.pth"):
+        make_recipe(spec(**model).labels, version_needed=False)
+    model["settings"]["sha256"] = "0" * 16
+    assert make_recipe(spec(**model).labels, version_needed=False).version is None
+    stated = make_recipe(spec(**model, version="3.2.0").labels, version_needed=False)
+    assert stated.version == f"3.2.0; model {'0' * 16}"
+
+
+def test_any_text_may_be_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", without("tblite"))
+    of = spec(version="of the workers' version")
+    assert resolved(of, FolderStore(tmp_path)) == of
 
 
 def test_the_recipe_is_that_of_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -293,12 +314,11 @@ def test_imported_labels_are_compared_here_only_where_the_code_is(
     frame = canonical(from_ase(molecule("CH4"))).frame
     data = Gathered({}, [], [(frame, FrameLabel(0.0, np.zeros((5, 3))))], [], [])
     monkeypatch.setattr(metadata, "version", without("tblite"))
-    labels = left_to_workers(spec().labels)
-    of = spec().model_copy(update={"labels": labels})
+    recipe = make_recipe(spec().labels, version_needed=False)
     with pytest.raises(
         SpecError, match=r"^--cross-check: computes labels on this machine: labels\."
     ):
-        check_here(data, of, make_recipe(labels))
+        check_here(data, spec(), recipe)
 
 
 def test_what_workers_state_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
