@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from dpstream.inputs.gather import Gathered
-from dpstream.running.cross_check import force_tolerance, labels_to_check, number_of_checks
+from dpstream.running.cross_check import force_tolerance, labels_to_check
 from dpstream.running.label_here import label_frames
 from dpstream.services.labeler.acceptance import Comparison
 from dpstream.services.labeler.recipes import code_of, unknown_here
@@ -21,24 +21,19 @@ from dpstream.terminal.progress import progress
 def check_here(gathered: Gathered, spec: Spec, recipe: Recipe) -> None:
     """`compare` with labels computed in this process, announced and with progress. Raises
     `SpecError`, also if this machine lacks the code."""
-    count = number_of_checks(gathered, spec)
-    if not count:
-        return
-    missing = unknown_here(spec.labels)
-    if missing is not None:
-        raise SpecError(f"--cross-check: computes labels on this machine: {missing}")
-    say(
-        notes,
-        f"cross-check: the recipe labels {count} of {len(gathered.labelled)} imported frames again",
-    )
-    with progress("cross-check", count) as step:
 
-        def labels(frames: list[Frame]) -> Iterator[FrameLabel | str]:
+    def labels(frames: list[Frame]) -> Iterator[FrameLabel | str]:
+        missing = unknown_here(spec.labels)
+        if missing is not None:
+            raise SpecError(f"--cross-check: computes labels on this machine: {missing}")
+        number = f"{len(frames)} of {len(gathered.labelled)}"
+        say(notes, f"cross-check: the recipe labels {number} imported frames again")
+        with progress("cross-check", len(frames)) as step:
             for label in label_frames(spec, recipe, gathered.attachments, frames):
                 yield label
                 step("")
 
-        compare(gathered, spec, labels)
+    compare(gathered, spec, labels)
 
 
 def compare(
@@ -48,7 +43,7 @@ def compare(
 ) -> None:
     """Compare a few imported labels with those that `label_frames` yields: a label, or the reason
     of a rejection, per frame. Raises `SpecError` if they disagree, as in a campaign."""
-    chosen = labels_to_check(gathered, spec, number_of_checks(gathered, spec))
+    chosen = labels_to_check(gathered, spec)
     if not chosen:
         return
     answers = label_frames([frame for frame, _ in chosen])

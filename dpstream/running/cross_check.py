@@ -19,8 +19,9 @@ def number_of_checks(gathered: Gathered, spec: Spec) -> int:
     return 0 if spec.labels.code == DATASET else min(CHECKED, len(gathered.labelled))
 
 
-def labels_to_check(gathered: Gathered, spec: Spec, count: int) -> list[tuple[Frame, FrameLabel]]:
-    """`count` imported labels, which the seed of the spec chooses."""
+def labels_to_check(gathered: Gathered, spec: Spec) -> list[tuple[Frame, FrameLabel]]:
+    """The imported labels to compute again, which the seed of the spec chooses."""
+    count = number_of_checks(gathered, spec)
     rng = np.random.default_rng(stable_seed(spec.seed, "cross-check"))
     return [gathered.labelled[i] for i in rng.choice(len(gathered.labelled), count, False)]
 

@@ -215,7 +215,7 @@ class Inputs:
 
     def cross_check(self, spec: Spec, gathered: Gathered) -> CrossCheck:
         """The imported labels to compute again, each as an object of its own."""
-        chosen = labels_to_check(gathered, spec, gathered.compared)
+        chosen = labels_to_check(gathered, spec)
         refs = self.frames([frame for frame, _ in chosen])
         labels = (self.put(encode_labelled(*each, {}), "json") for each in chosen)
         return CrossCheck(
