@@ -157,6 +157,8 @@ class LabelState:
     """Keys of the labelled audit frames of all stages."""
     checks: Table[LabelCheck] = Map()
     """Reused labels that are computed again, by frame key."""
+    unissued_checks: Table[None] = Map()
+    """Frame keys of those that no task was issued for."""
     failures: Table[tuple[str, ...]] | None = Map()
     """Keys of the frames rejected after they were computed, in alphabetical order, by
     `Rejected.kind`; None once a label was accepted, or is not waited for any longer."""
@@ -169,6 +171,15 @@ class LabelState:
     def distrusted(self) -> tuple[str, ...]:
         """Writers of whom a label was wrong."""
         return tuple(sorted({c.writer for c in self.checks.values() if c.status == "differs"}))
+
+    def with_check(self, key: str, check: LabelCheck) -> LabelState:
+        """With the check of a reused label, new or changed."""
+        unissued = self.unissued_checks
+        if check.status == "due":
+            unissued = unissued.set(key, None)
+        elif key in unissued:
+            unissued = unissued.delete(key)
+        return replace(self, checks=self.checks.set(key, check), unissued_checks=unissued)
 
     def with_frame(self, frame: KnownFrame, before: KnownFrame | None) -> LabelState:
         """With a frame, new or in place of `before`."""
@@ -792,6 +803,8 @@ class State:
     """Those that something can still change, and the trainings of the models in the state."""
     live: Table[Table[None]] = Map()
     """Ids of open, running and lost tasks, by kind."""
+    running: Table[int] = Map()
+    """Number of running tasks, by kind."""
     labels: LabelState = LabelState()
     cross_check: CrossCheckState = CrossCheckState()
     dataset: DatasetState = DatasetState()
@@ -937,7 +950,10 @@ class State:
         ids = live.get(kind, Map[str, None]())
         if task.is_live != (name in ids):
             live = live.set(kind, ids.set(name, None) if task.is_live else ids.delete(name))
-        return replace(self, tasks=self.tasks.set(name, task), live=live)
+        before = self.tasks.get(name)
+        more = (task.status == "running") - (before is not None and before.status == "running")
+        running = _added(self.running, kind, more) if more else self.running
+        return replace(self, tasks=self.tasks.set(name, task), live=live, running=running)
 
     def without_task(self, task: Task) -> State:
         """With a task in the archive."""
@@ -983,6 +999,12 @@ class State:
     def dumps(self) -> bytes:
         """All that follows from the messages; not how much of it is in segments of the archive."""
         return _adapter().dump_json(replace(self, archive=self.archive.ids))
+
+
+def _added(counts: Map[str, int], key: str, more: int) -> Map[str, int]:
+    """With a count changed; one of zero has no entry."""
+    count = counts.get(key, 0) + more
+    return counts.set(key, count) if count else counts.delete(key)
 
 
 @cache

@@ -102,8 +102,8 @@ def _sampled(state: State, verdict: Accepted) -> State:
     first = all(c.writer != writer or c.status == "unknown" for c in checks.values())
     if not first and stable_seed("check", state.spec.name, verdict.key) % 10_000 >= 10_000 * share:
         return state
-    checks = checks.set(verdict.key, LabelCheck(verdict.label, writer))
-    return replace(state, labels=replace(state.labels, checks=checks))
+    check = LabelCheck(verdict.label, writer)
+    return replace(state, labels=state.labels.with_check(verdict.key, check))
 
 
 def check_issued(state: State, command: m.CheckLabel) -> State:
@@ -127,11 +127,10 @@ def label_checked(state: State, event: m.LabelChecked) -> State:
 
 def with_check(state: State, key: str, status: CheckStatus) -> State:
     """Records how the check of a reused label stands."""
-    labels = state.labels
-    if key not in labels.checks:
+    check = state.labels.checks.get(key)
+    if check is None:
         return state
-    checks = labels.checks.set(key, replace(labels.checks[key], status=status))
-    return replace(state, labels=replace(labels, checks=checks))
+    return replace(state, labels=state.labels.with_check(key, replace(check, status=status)))
 
 
 def _new_verdicts(task: Task, event: m.LabelsDone) -> dict[str, Accepted | Rejected]:

@@ -28,7 +28,7 @@ from dpstream.services.coordinator.state import Archive, State
 from dpstream.shared.ports import Store
 from dpstream.shared.values import campaign_uri
 
-FORMAT = 10
+FORMAT = 11
 """Format of the state in a snapshot. Increase it whenever a field of the state is added, renamed or
 removed."""
 SNAPSHOT_EVERY, ENTRIES_PER_EVENT, ARCHIVED_PER_EVENT = 1000, 2, 128

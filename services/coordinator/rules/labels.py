@@ -54,10 +54,10 @@ def begin_references(decisions: Decisions) -> None:
 def check_reused(decisions: Decisions) -> None:
     """Has reused labels computed again, as far as they are in the sample."""
     state = decisions.state
-    for key, check in sorted(state.labels.checks.items()):
-        if check.status == "due":
-            title, frame = "check a reused label", state.labels.frames[key].ref
-            compute_again(decisions, key, title=title, frame=frame, label=check.label)
+    for key in sorted(state.labels.unissued_checks):
+        title, frame = "check a reused label", state.labels.frames[key].ref
+        label = state.labels.checks[key].label
+        compute_again(decisions, key, title=title, frame=frame, label=label)
 
 
 def distrust(decisions: Decisions) -> None:
@@ -132,7 +132,7 @@ def _bundles(state: State) -> Iterator[tuple[int, tuple[FrameRef, ...]]]:
         offer = state.proposals.offers.get(key)
         return (0, "") if offer is None else (-offer.priority, offer.source)
 
-    busy = _busy_labelers(state)
+    busy = state.running.get(m.Label.__name__, 0)
     for (rank, _), group in groupby(sorted(sorted(state.labels.waiting), key=owner), owner):
         keys, begin = list(group), 0
         while begin < len(keys):
@@ -151,10 +151,6 @@ def _frames_per_task(state: State, left: int, busy: int) -> int:
     usual = labels.microseconds / labels.computed / 1e6
     share = math.ceil(left / (2 * max(1, busy)))
     return max(1, min(most or MOST_FRAMES, int(BUNDLE_SECONDS / usual), share))
-
-
-def _busy_labelers(state: State) -> int:
-    return sum(task.status == "running" for task in state.under_way(m.Label))
 
 
 def _new_task_identity(state: State, *what: object) -> tuple[object, ...]:

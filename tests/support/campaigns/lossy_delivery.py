@@ -197,12 +197,17 @@ def check_counters(state: State) -> None:
         if task.is_live:
             live.setdefault(type(task.command).__name__, set()).add(name)
     assert {kind: set(names) for kind, names in state.live.items() if names} == live
+    tasks = state.tasks.values()
+    running = Counter(type(t.command).__name__ for t in tasks if t.status == "running")
+    assert dict(state.running) == running
     frames = frames_of(state)
     awaited = {key for key, f in frames.items() if f.status in ("waiting", "pending")}
     assert state.labels.pending == len(awaited)
     assert state.labels.proposed == sum(frames[key].purpose == "proposed" for key in awaited)
     bought = sum(f.status != "revoked" for f in frames.values())
-    bought += len(state.labels.checks)
+    checks = state.labels.checks
+    assert set(state.labels.unissued_checks) == {k for k, c in checks.items() if c.status == "due"}
+    bought += len(checks)
     bought += state.submitted.reference_points if state.submitted else 0
     assert state.label_room == max(0, state.spec.budget.labels - bought)
     assert set(state.labels.waiting) == {key for key, f in frames.items() if f.status == "waiting"}

@@ -8,15 +8,19 @@ from typing import NoReturn
 
 import pytest
 
+from dpstream.services.coordinator.decisions import Decisions
 from dpstream.services.coordinator.fleet.processes import LOOK_EVERY, REMEMBERED, Processes
 from dpstream.services.coordinator.garbage import NEVER, collect_rarely, no_full_collections
 from dpstream.services.coordinator.ledger.ledger import Ledger
 from dpstream.services.coordinator.open_campaign import OpenCampaign
+from dpstream.services.coordinator.records import replace
+from dpstream.services.coordinator.rules.labels import check_reused
 from dpstream.services.coordinator.simulation.store import MemoryStore
-from dpstream.services.coordinator.state import State
+from dpstream.services.coordinator.state import LabelCheck, State
 from dpstream.services.coordinator.task_processes import TaskProcesses
 from dpstream.services.coordinator.task_queue import TaskQueue
-from tests.support.campaigns.campaign_simulator import spec
+from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec
+from tests.support.campaigns.lossy_delivery import LossyDelivery, resumed
 
 
 class Leases(dict[str, float]):
@@ -24,6 +28,15 @@ class Leases(dict[str, float]):
 
     def __iter__(self) -> NoReturn:
         raise AssertionError("looked through all leases")
+
+
+class Checks(dict[str, LabelCheck]):
+    """Checks that must not be looked through."""
+
+    def items(self) -> NoReturn:
+        raise AssertionError("looked through all checks")
+
+    __iter__ = keys = values = items
 
 
 def test_the_tasks_of_ended_processes_are_found_without_looking_through_the_leases() -> None:
@@ -71,6 +84,19 @@ def test_an_ended_process_is_remembered_after_its_last_list() -> None:
     assert processes.ended == {"one"}
     processes.end((), 1000.0 + REMEMBERED + LOOK_EVERY)
     assert processes.ended == frozenset()
+
+
+def test_issued_checks_are_not_looked_through() -> None:
+    campaign = LossyDelivery(
+        CampaignSimulator(writer=lambda key: "vasp"),
+        spec(mode="streaming", labels={"bundle": 3, "check_reused": 1.0}),
+    )
+    campaign.until(lambda state: len(state.labels.checks) > 2)
+    labels = replace(campaign.state.labels, checks=Checks(campaign.state.labels.checks))
+    state = replace(campaign.state, labels=labels)
+    decisions = Decisions(state, state, resumed(1))
+    check_reused(decisions)
+    assert decisions.decided == []
 
 
 @pytest.fixture
