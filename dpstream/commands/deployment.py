@@ -31,7 +31,6 @@ from dpstream.commands.options import (
 )
 from dpstream.deploy.access_files import parse_deployment, with_pools, write_access
 from dpstream.inputs.gather import Gathered
-from dpstream.integrity.archiving import ArchiveMark, mark_of
 from dpstream.running.amend import once_more
 from dpstream.running.connection import (
     HEARD,
@@ -49,6 +48,7 @@ from dpstream.running.submit import announced
 from dpstream.running.submit import submit as freeze
 from dpstream.running.workers_version import with_workers_version
 from dpstream.services.coordinator.fleet.pools import read_fleet
+from dpstream.services.coordinator.ledger.archive_mark import mark_of
 from dpstream.services.coordinator.ledger.ledger import (
     LedgerReader,
     campaigns,
@@ -139,13 +139,13 @@ def list_(
     with within(root):
         store = there(root)
         listed = [_listed(store, name) for name in campaigns(store)]
-    shown = [(now, mark) for now, mark in listed if archived or mark is None]
+    shown = [now for now in listed if archived or now.archived is None]
     if as_json:
-        console.print_json(data=[now.model_dump(mode="json") for now, _ in shown])
+        console.print_json(data=[now.model_dump(mode="json") for now in shown])
         return
     table = listing_table("campaign", "progress")
-    for now, mark in shown:
-        where = "" if mark is None else f"; archived as {mark.file}"
+    for now in shown:
+        where = "" if now.archived is None else f"; archived as {now.archived}"
         table.add_row(now.name, now.headline + where)
     if shown:
         console.print(table)
@@ -159,18 +159,17 @@ def list_(
         say(console, "no campaigns")
 
 
-def _listed(store: Store, name: str) -> tuple[CampaignOverview, ArchiveMark | None]:
-    """Where a campaign stands, and is archived; its damage, so that the others are listed all the
-    same."""
+def _listed(store: Store, name: str) -> CampaignOverview:
+    """Where a campaign stands; its damage, so that the others are listed all the same."""
     try:
         last = verdict(store, name)
         if last is not None:
-            return finished_overview(last), mark_of(store, last)
-        return overview(load_state(store, name)), None
+            return finished_overview(last, mark_of(store, last))
+        return overview(load_state(store, name))
     except (CorruptLedger, DigestMismatch, ValueError) as error:
         reason = " ".join(str(error).split())
         line = f"damaged: {reason}; next: dpstream repair {name} lists what can be recovered"
-        return CampaignOverview(name=name, standing="broken", headline=line), None
+        return CampaignOverview(name=name, standing="broken", headline=line)
 
 
 def watch(campaign: Campaign = None, root: Root = DEFAULT_ROOT, broker: Broker = None) -> None:

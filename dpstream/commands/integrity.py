@@ -21,13 +21,14 @@ from dpstream.commands.options import (
     within,
 )
 from dpstream.export.checksums import damaged_files
-from dpstream.integrity.archiving import mark_archived, mark_of, write_verified
+from dpstream.integrity.archiving import write_verified
 from dpstream.integrity.deletion import objects_of, still_runs
 from dpstream.integrity.repair import plan as plan_repair
 from dpstream.integrity.verify import verify as verify_campaign
 from dpstream.new_campaign.folder import check_name
 from dpstream.running.connection import is_folder
 from dpstream.running.local_cluster import sole_runner
+from dpstream.services.coordinator.ledger.archive_mark import mark_archived, mark_of
 from dpstream.services.coordinator.ledger.ledger import verdict
 from dpstream.shared.errors import SpecError, StoreError
 from dpstream.shared.ports import Store
@@ -141,15 +142,16 @@ def archive(
     ] = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Archive a campaign that has ended: write all of it to one file, and leave it out of list.
+    """Archive a campaign that has ended: write all of it to one file, and leave it out of lists.
 
     The file is that of dpstream export --archive: ledger, labels, datasets, models, report. It
     appears once everything in it was compared with its digests; unpacked it works as --store.
     Nothing is deleted: dpstream delete NAME does that. dpstream list --archived also lists archived
-    campaigns; one that goes on with a changed plan is listed again.
+    campaigns, as does the dashboard on request; one that goes on with a changed plan is listed
+    again.
 
     Whoever may read the campaign may write the file. In a deployment, leaving the campaign out of
-    list needs the keys of the store's administrator.
+    lists needs the keys of the store's administrator.
     """
     with within(root):
         store, name = named(campaign, root)

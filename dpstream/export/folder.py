@@ -19,6 +19,7 @@ from dpstream.export.dataset_formats import DATABASE, write_formats
 from dpstream.export.rendering import render
 from dpstream.export.results import CampaignResults
 from dpstream.report import write_report
+from dpstream.services.coordinator.ledger.archive_mark import MARKS
 from dpstream.services.explorer.lammps.script import data_file, parameter_words
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.trainer.repulsion import table_text
@@ -40,7 +41,6 @@ PARTS = ("models", "dataset", "audit", "held-out", "md-example")
 README = "README.txt"
 """The last file of an export: where it exists, the export is complete."""
 ELSEWHERE = "give another folder with dpstream export --output"
-MARKS = "archived"
 """Folder of a campaign in the store with the marks of its archives."""
 EXAMPLE_STEPS = 2000
 

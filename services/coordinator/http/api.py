@@ -53,10 +53,11 @@ Offset = Annotated[int, Query(ge=0, le=10**9, description="number of entries to 
 
 
 class DeploymentStatus(View):
-    """All campaigns, and the numbers of dead letters: bodies that could not be decoded (stored
-    under `deadletters/`), and commands that the broker gave up delivering."""
+    """All campaigns, and the numbers of archived ones and of dead letters: bodies that could not be
+    decoded (stored under `deadletters/`), and commands that the broker gave up delivering."""
 
     campaigns: tuple[CampaignOverview, ...]
+    archived: int
     undecodable: int
     given_up: int
 
@@ -145,11 +146,13 @@ def _health(app: FastAPI, read_access: ReadAccess) -> None:
 
 
 def _campaigns(app: FastAPI, read_access: ReadAccess) -> None:
-    @app.get("/campaigns", summary="All campaigns")
-    def campaigns() -> DeploymentStatus:
-        inbox = read_access.coordinator.inbox
+    @app.get("/campaigns", summary="All campaigns, archived ones on request")
+    def campaigns(archived: bool = False) -> DeploymentStatus:
+        inbox, every = read_access.coordinator.inbox, read_access.campaigns()
+        listed = tuple(one for one in every if archived or one.archived is None)
         return DeploymentStatus(
-            campaigns=tuple(read_access.campaigns()),
+            campaigns=listed,
+            archived=sum(one.archived is not None for one in every),
             undecodable=inbox.dead_letters.count,
             given_up=inbox.given_up,
         )

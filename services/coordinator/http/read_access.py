@@ -8,10 +8,12 @@ Neither side waits for the other.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from dpstream.services.coordinator.ledger.archive_mark import ArchiveMark, mark_of
 from dpstream.services.coordinator.ledger.ledger import load_state, verdict
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.state import State
@@ -23,17 +25,22 @@ from dpstream.services.coordinator.views.overview import (
 )
 from dpstream.services.coordinator.views.pages import label_page, task_page
 from dpstream.services.coordinator.views.tasks import TaskLine
-from dpstream.shared.errors import NotFound
+from dpstream.shared.errors import NotFound, StoreError
+from dpstream.shared.messages import CampaignFinished
 
 KEPT = 8
 """States of ended campaigns kept in memory."""
+LOOK_EVERY = 60.0
+"""Seconds after which the store is asked again whether an ended campaign is archived."""
 
 
 @dataclass
 class ReadAccess:
     coordinator: Coordinator
     _ended: dict[str, State] = field(default_factory=dict)
-    _verdicts: dict[str, CampaignOverview] = field(default_factory=dict)
+    _verdicts: dict[str, CampaignFinished] = field(default_factory=dict)
+    _marks: dict[str, tuple[float, ArchiveMark | None]] = field(default_factory=dict)
+    """By the id of the verdict: when the store was asked for the mark, and its answer."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def campaigns(self) -> list[CampaignOverview]:
@@ -41,9 +48,9 @@ class ReadAccess:
         lines = dict[str, CampaignOverview]()
         for name in self.coordinator.ended:
             with suppress(NotFound):  # deleted meanwhile
-                lines[name] = self._verdict(name)
+                lines[name] = self._ended_overview(name)
         for name, open_campaign in dict(self.coordinator.open_campaigns).items():
-            lines[name] = overview(open_campaign.state)
+            lines[name] = self._overview(open_campaign.state)
         for name, why in dict(self.coordinator.broken).items():
             lines[name] = CampaignOverview(name=name, standing="broken", headline=why)
         return [lines[name] for name in sorted(lines)]
@@ -85,11 +92,30 @@ class ReadAccess:
         store = self.coordinator.store
         return label_page(store, self.state(campaign), status, offset, limit)
 
-    def _verdict(self, campaign: str) -> CampaignOverview:
-        """The overview of an ended campaign, without reading its ledger."""
+    def _overview(self, state: State) -> CampaignOverview:
+        now = overview(state)
+        mark = None if state.finished is None else self._mark(state.finished)
+        return now if mark is None else now.model_copy(update={"archived": mark.file})
+
+    def _ended_overview(self, campaign: str) -> CampaignOverview:
+        last = self._verdict(campaign)
+        return finished_overview(last, self._mark(last))
+
+    def _verdict(self, campaign: str) -> CampaignFinished:
+        """On an ended campaign, without reading its ledger."""
         if campaign not in self._verdicts:
             finished = verdict(self.coordinator.store, campaign)
             if finished is None:
                 raise NotFound(f"no campaign {campaign!r}")
-            self._verdicts[campaign] = finished_overview(finished)
+            self._verdicts[campaign] = finished
         return self._verdicts[campaign]
+
+    def _mark(self, last: CampaignFinished) -> ArchiveMark | None:
+        """Of an ended campaign, if it is archived; during an outage of the store, as before."""
+        now = time.monotonic()
+        asked, mark = self._marks.get(last.id, (-LOOK_EVERY, None))
+        if now - asked >= LOOK_EVERY:
+            with suppress(StoreError):
+                mark = mark_of(self.coordinator.store, last)
+            self._marks[last.id] = now, mark
+        return mark

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dpstream.services.coordinator.ledger.archive_mark import ArchiveMark
 from dpstream.services.coordinator.rules.convergence import by_condition
 from dpstream.services.coordinator.state import KnownFrame, SettledFrame, State, counted_as
 from dpstream.shared.codec import kind_of
@@ -88,6 +89,9 @@ class CampaignOverview(View):
     paused: str | None = None
     verdict: str | None = None
     why: str | None = None
+    archived: str | None = Field(
+        default=None, description="file to which the ended campaign was archived"
+    )
     shares: dict[str, Counts] = Field(
         default={}, description="frames of the running round by condition, dropped ones failed"
     )
@@ -178,7 +182,7 @@ def verdict_line(finished: CampaignFinished) -> str:
     return f"{finished.verdict}: {finished.why}"
 
 
-def finished_overview(finished: CampaignFinished) -> CampaignOverview:
+def finished_overview(finished: CampaignFinished, mark: ArchiveMark | None) -> CampaignOverview:
     """Of a campaign that has ended, without its ledger."""
     return CampaignOverview(
         name=finished.campaign,
@@ -186,6 +190,7 @@ def finished_overview(finished: CampaignFinished) -> CampaignOverview:
         headline=verdict_line(finished),
         verdict=finished.verdict,
         why=finished.why,
+        archived=None if mark is None else mark.file,
     )
 
 

@@ -19,12 +19,12 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr, ValidationError
 
-from dpstream.services.coordinator.http import server
+from dpstream.services.coordinator.http import read_access, server
 from dpstream.services.coordinator.http.api import STUCK_AFTER, make_app
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess
 from dpstream.services.coordinator.http.server import serving
-from dpstream.services.coordinator.ledger import archive
+from dpstream.services.coordinator.ledger import archive, archive_mark
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.settings import CoordinatorSettings
 from dpstream.shared import messages as m
@@ -40,6 +40,7 @@ from tests.support.campaigns.coordinator import CoordinatorHarness, first_task, 
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 TOKEN = "a token of some length"
+MARK = archive_mark.ArchiveMark(file="/kept/world.zip", sha256="0" * 64, size=1, time=0.0)
 
 
 @pytest.fixture
@@ -48,10 +49,8 @@ def site(tmp_path: Path) -> CoordinatorHarness:
 
 
 def client(site: CoordinatorHarness, token: str | None = None, **options: Any) -> TestClient:
-    read_access = ReadAccess(site.coordinator)
-    app = make_app(
-        read_access, CoordinatorMetrics(read_access), SecretStr(token) if token else None
-    )
+    access = ReadAccess(site.coordinator)
+    app = make_app(access, CoordinatorMetrics(access), SecretStr(token) if token else None)
     return TestClient(app, base_url="http://127.0.0.1:8080", **options)
 
 
@@ -155,6 +154,48 @@ def test_campaigns_that_ended_earlier_are_read_from_the_store(site: CoordinatorH
     assert one["labels"]["labelled"] == sum(f.status == "labelled" for f in frames.values())
     keys = [label["key"] for label in get(site, "/campaigns/world/labels?limit=1000")]
     assert keys == [*sorted(state.labels.frames), *sorted(state.archive.settled)]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_archived_campaigns_are_listed_on_request(site: CoordinatorHarness, earlier: bool) -> None:
+    site.submit(small())
+    last = site.finish().finished
+    assert last is not None
+    if earlier:
+        site.restart().open_all()
+    (one,) = get(site, "/campaigns")["campaigns"]
+    assert one["archived"] is None
+    archive_mark.mark_archived(site.store, last, MARK)
+    told = get(site, "/campaigns")
+    assert (told["campaigns"], told["archived"]) == ([], 1)
+    (one,) = get(site, "/campaigns?archived=true")["campaigns"]
+    assert (one["name"], one["archived"]) == ("world", "/kept/world.zip")
+    assert get(site, "/campaigns/world")["name"] == "world"
+
+
+def test_a_campaign_stays_archived_during_an_outage_of_the_store(
+    site: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_access, "LOOK_EVERY", 0.0)
+    site.submit(small())
+    last = site.finish().finished
+    assert last is not None
+    archive_mark.mark_archived(site.store, last, MARK)
+    access = ReadAccess(site.coordinator)
+    assert [one.archived for one in access.campaigns()] == [MARK.file]
+    site.coordinator.store = FlakyStore(site.store, lambda operation: True)
+    assert [one.archived for one in access.campaigns()] == [MARK.file]
+
+
+def test_the_store_is_not_asked_for_a_mark_at_every_request(site: CoordinatorHarness) -> None:
+    site.submit(small())
+    site.finish()
+    asked = list[str]()
+    site.coordinator.store = FlakyStore(site.store, lambda operation: bool(asked.append(operation)))
+    access = ReadAccess(site.coordinator)
+    for _ in range(3):
+        access.campaigns()
+    assert len(asked) == 1
 
 
 def test_a_broken_campaign_and_dead_letters_are_shown(site: CoordinatorHarness) -> None:
@@ -270,8 +311,8 @@ def test_the_api_describes_itself(site: CoordinatorHarness) -> None:
 
 
 def test_metrics_count_what_the_books_hold(site: CoordinatorHarness) -> None:
-    read_access = ReadAccess(site.coordinator)
-    metrics = CoordinatorMetrics(read_access)
+    access = ReadAccess(site.coordinator)
+    metrics = CoordinatorMetrics(access)
     open_campaign = site.submit(small())
     site.work()
     site.step()
@@ -428,8 +469,8 @@ def test_settings_are_frozen() -> None:
 @pytest.fixture
 def served(site: CoordinatorHarness) -> Iterator[str]:
     site.submit(small())
-    read_access = ReadAccess(site.coordinator)
-    with serving(make_app(read_access, CoordinatorMetrics(read_access), None), "127.0.0.1", 0) as (
+    access = ReadAccess(site.coordinator)
+    with serving(make_app(access, CoordinatorMetrics(access), None), "127.0.0.1", 0) as (
         host,
         port,
     ):
@@ -470,8 +511,8 @@ def test_the_dashboard_is_one_page_that_loads_nothing_from_elsewhere(served: str
 
 def test_an_address_in_use_is_one_line(site: CoordinatorHarness, served: str) -> None:
     port = int(served.rpartition(":")[2])
-    read_access = ReadAccess(site.coordinator)
-    app = make_app(read_access, CoordinatorMetrics(read_access), None)
+    access = ReadAccess(site.coordinator)
+    app = make_app(access, CoordinatorMetrics(access), None)
     with (
         pytest.raises(SpecError, match=f"DPSTREAM_HTTP_PORT: 127.0.0.1:{port}: "),
         serving(app, "127.0.0.1", port),
