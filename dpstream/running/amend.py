@@ -13,15 +13,17 @@ from typing import Any
 from dpstream.inputs.gather import Gathered, perturbed_copies
 from dpstream.running.submit import Inputs, as_before
 from dpstream.services.coordinator.ledger.ledger import load_state
+from dpstream.services.coordinator.ledger.submission import submission
 from dpstream.services.coordinator.views.amendment import (
     Preview,
+    begun,
     can_go_on,
     known_inputs,
     plan_to_amend,
     preview,
 )
-from dpstream.shared.errors import SpecError
-from dpstream.shared.messages import CampaignAmended
+from dpstream.shared.errors import NotFound, SpecError
+from dpstream.shared.messages import CampaignAmended, CampaignSubmitted
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec, expand_material
 from dpstream.shared.values import FrameRef, Ref, campaign_uri
@@ -68,7 +70,7 @@ def draft(store: Store, spec: Spec, gathered: Gathered, now: float) -> Draft | N
     tried again. Raises SpecError for one that would be refused."""
     state = load_state(store, spec.name)
     if state.submitted is None:
-        raise SpecError(f"{spec.name}: the campaign has not begun; submit it first")
+        state = begun(state, _submission(store, spec.name))
     follows, before = plan_to_amend(state)
     after = as_before(expand_material(spec), before)
     if after == before and not can_go_on(state):
@@ -94,6 +96,13 @@ def draft(store: Store, spec: Spec, gathered: Gathered, now: float) -> Draft | N
         raise SpecError(f"{spec.name}: refused: {found.refused}")
     other_workers = after.labels.capability != before.labels.capability
     return Draft(event, objects, found, other_workers)
+
+
+def _submission(store: Store, campaign: str) -> CampaignSubmitted:
+    try:
+        return submission(store, campaign)
+    except NotFound as error:
+        raise SpecError(f"{campaign}: the campaign has not begun; submit it first") from error
 
 
 def once_more(store: Store, campaign: str, now: float) -> Draft | None:

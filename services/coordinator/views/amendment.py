@@ -13,8 +13,15 @@ from dpstream.services.coordinator.amendment import (
     objection,
     waits,
 )
+from dpstream.services.coordinator.apply import apply
 from dpstream.services.coordinator.state import State
-from dpstream.shared.messages import AmendmentRefused, CampaignAmended, Message, PlanChanged
+from dpstream.shared.messages import (
+    AmendmentRefused,
+    CampaignAmended,
+    CampaignSubmitted,
+    Message,
+    PlanChanged,
+)
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import FrameRef
 
@@ -53,6 +60,12 @@ def answer_to(messages: Iterable[Message], event: CampaignAmended) -> str | None
 def is_done(messages: Iterable[Message], event: CampaignAmended) -> bool:
     """Whether what an amendment changes is in force."""
     return any(isinstance(each, PlanChanged) and each.amendment == event.id for each in messages)
+
+
+def begun(state: State, submitted: CampaignSubmitted) -> State:
+    """The state of a campaign whose submission is still on its way. The coordinator takes it in
+    before an amendment."""
+    return apply(state, submitted)
 
 
 def plan_to_amend(state: State) -> tuple[int, Spec]:

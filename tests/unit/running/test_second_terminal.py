@@ -13,17 +13,20 @@ import yaml
 from structlog.testing import capture_logs
 
 from dpstream.commands.options import prepared
+from dpstream.running import requests
 from dpstream.running.amend import draft
 from dpstream.running.local_cluster import sole_runner
 from dpstream.running.requests import RequestFolder, is_at_work
 from dpstream.running.submit import submit
 from dpstream.services.coordinator.ledger.ledger import load_state
 from dpstream.shared import messages as m
+from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import encode
 from dpstream.shared.store.folder import FolderStore
 from tests.support.campaigns.local_run import LocalRun, at_work
 from tests.support.campaigns.small_campaign import METHANE
 from tests.support.command_line import run_command
+from tests.support.campaigns.coordinator import CoordinatorHarness
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 Call = Callable[..., tuple[int, str, str]]
@@ -331,6 +334,35 @@ def test_workers_of_a_plan_that_waits_stop_no_other_amendment(call: Call) -> Non
         assert len(run.state.plan.asked) == 1
         richer = write("richer.yaml", **of, budget={"labels": 99})
         assert call("amend", "slow", richer, "--yes")[::2] == (0, "")
+
+
+def test_an_amendment_may_be_sent_right_after_the_submission(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hot = write("hot.yaml", stages=[*SPEC["stages"], HOT])
+    harness = CoordinatorHarness(FolderStore(ROOT))
+    monkeypatch.setattr(requests, "open_bus", lambda broker: InProcessBus(harness.bus.broker))
+    words = ("amend", "small", hot, "--yes", "--wait", "0", "--broker", "amqp://u:p@h:1/v")
+    status, said, errors = call(*words)
+    assert (status, errors) == (1, "")
+    assert "  stage `hot` added after `cold`: methane at 300 K" in said.splitlines()
+    assert "the request takes effect when one runs" in said.splitlines()[-1]
+    harness.step()
+    assert harness.coordinator.open_campaigns["small"].state.plan.number == 2
+    state = harness.finish("small")
+    assert [state.spec.stages[ended.stage].name for ended in state.exploration.ended] == [
+        "cold",
+        "hot",
+    ]
+
+
+def test_what_was_not_submitted_is_not_amended(call: Call) -> None:
+    (ROOT / "campaigns/small/submitted.json").unlink()
+    assert call("amend", "small", "campaign.yaml", "--yes") == (
+        2,
+        "",
+        "dpstream: small: the campaign has not begun; submit it first\n",
+    )
 
 
 def test_an_amendment_that_nobody_answers_is_no_success(call: Call) -> None:
