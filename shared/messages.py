@@ -879,6 +879,11 @@ class RoundJudged(Event):
     counts: dict[str, Counts] = Field(description="by condition")
     outcome: Literal["passed", "failed", "stuck"]
     why: str
+    trajectories_failed: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="nearly all trajectories were abandoned: the counts say nothing of the models",
+    )
 
     def describe(self) -> str:
         return f"round {self.round} {self.outcome}: {self.why}"

@@ -306,6 +306,8 @@ class Tally:
     checks: int = 0
     """Frames judged or dropped so far."""
     done: bool = False
+    failure: str = ""
+    """Why it was abandoned."""
 
 
 @dataclass(frozen=True)
@@ -364,6 +366,15 @@ class Round:
             conditions=self.conditions.set(old.condition, found),
             unfinished=self.unfinished - (new.done and not old.done),
         )
+
+    def abandoned(self, task: str, planned: int, why: str) -> Round:
+        """With a trajectory that ends before it has made all `planned` checks."""
+        old = self.tallies.get(task)
+        if old is None:
+            return self
+        ended = self.counted(task, Counts(), planned - old.checks, done=True)
+        tally = replace(ended.tallies[task], failure=why)
+        return replace(ended, tallies=ended.tallies.set(task, tally))
 
 
 @dataclass(frozen=True)

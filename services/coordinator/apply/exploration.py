@@ -83,11 +83,13 @@ def count_checks(state: State, task: str, counts: Counts, dropped: int, done: bo
     return replace(state, exploration=replace(state.exploration, round=current))
 
 
-def checks_left(state: State, command: m.Explore) -> int:
-    """Planned checks of a trajectory that have not been counted."""
+def explore_abandoned(state: State, command: m.Explore, why: str) -> State:
+    """Counts the planned checks of a trajectory that were not made as dropped."""
     current = state.exploration.round
-    tally = current.tallies.get(command.task) if current else None
-    return state.spec.stages[command.stage].frames - (tally.checks if tally else 0)
+    if current is None:
+        return state
+    current = current.abandoned(command.task, state.spec.stages[command.stage].frames, why)
+    return replace(state, exploration=replace(state.exploration, round=current))
 
 
 def add_candidates(state: State, items: Iterable[PoolItem]) -> State:

@@ -16,8 +16,7 @@ from dpstream.services.coordinator.apply.cross_check import (
     imports_reported,
 )
 from dpstream.services.coordinator.apply.exploration import (
-    checks_left,
-    count_checks,
+    explore_abandoned,
     judge_abandoned,
 )
 from dpstream.services.coordinator.apply.labels import (
@@ -30,7 +29,6 @@ from dpstream.services.coordinator.apply.tasks import live_task, settle
 from dpstream.services.coordinator.records import replace
 from dpstream.services.coordinator.state import State, timeless
 from dpstream.shared import messages as m
-from dpstream.shared.values import Counts
 
 R = TypeVar("R", bound=m.Result)
 
@@ -134,8 +132,7 @@ def task_abandoned(state: State, decision: m.TaskAbandoned) -> State:
     elif isinstance(command, m.CheckLabel):
         state = with_check(state, command.frame.key, "unknown")
     elif isinstance(command, m.Explore):
-        left = checks_left(state, command)
-        state = count_checks(state, decision.task, Counts(), left, done=True)
+        state = explore_abandoned(state, command, decision.why)
     elif isinstance(command, m.Judge):
         state = judge_abandoned(state, command)
     elif isinstance(command, m.Verify):

@@ -15,7 +15,7 @@ from dpstream.services.coordinator.rules.labels import (
     pairs_manifest,
     points_manifest,
 )
-from dpstream.services.coordinator.rules.likely_cause import likely_cause
+from dpstream.services.coordinator.rules.likely_cause import failed_trajectories, likely_cause
 from dpstream.services.coordinator.rules.training import (
     end_campaign,
     start_training,
@@ -87,6 +87,7 @@ def judge_round(decisions: Decisions) -> None:
     if current is None or convergence.awaits_properties(state):
         return
     outcome, why = convergence.judge_round(state)
+    broken = failed_trajectories(current)
     decisions.fact(
         m.RoundJudged,
         current.number,
@@ -96,7 +97,8 @@ def judge_round(decisions: Decisions) -> None:
         version=version,
         counts=convergence.by_condition(current),
         outcome=outcome,
-        why=why,
+        why=why if broken is None else f"{broken}; {why}",
+        trajectories_failed=broken is not None,
     )
 
 

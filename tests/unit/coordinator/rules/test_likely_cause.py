@@ -12,7 +12,7 @@ from dpstream.services.coordinator.state import State
 from dpstream.shared import messages as m
 from dpstream.shared.values import Counts
 from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec
-from tests.support.campaigns.lossy_delivery import LossyDelivery
+from tests.support.campaigns.lossy_delivery import LossyDelivery, check_counters, replayed
 
 
 def after(counts: Counts, outcome: Any = "failed", **changes: Any) -> tuple[State, m.RoundJudged]:
@@ -48,6 +48,47 @@ def test_the_frames_of_the_last_round_suggest_it(
 ) -> None:
     cause = likely_cause(*given)
     assert cause is None if words is None else words in (cause or "")
+
+
+def exploring_fails(reason: str, but: int = 0) -> CampaignSimulator:
+    """A world in which no trajectory can be run, `but` the first ones."""
+    world = CampaignSimulator(ripe=99)
+    tried, answer = list[str](), world.answer
+
+    def answered(command: m.Command) -> list[m.Message]:
+        if not isinstance(command, m.Explore):
+            return answer(command)
+        tried.append(command.task)
+        if len(tried) <= but:
+            return answer(command)
+        fields = world.envelope(command, "failed")
+        return [m.TaskFailed(**fields, permanent=True, reason=reason)]
+
+    world.answer = answered  # type: ignore[method-assign]
+    return world
+
+
+def test_trajectories_that_fail_are_the_reason() -> None:
+    campaign = LossyDelivery(exploring_fails("gromacs: Fatal error:\n unknown atom type"), spec())
+    state = campaign.run(check_counters)
+    (end, *_) = state.exploration.ended
+    assert end.verdict == "stuck"
+    assert end.why == (
+        "4 of 4 trajectories failed: after 1 attempt: gromacs: Fatal error: unknown atom type; "
+        "methane 100 K: 0.0% accurate, below 95.0%; no frame to label in 3 consecutive rounds"
+    )
+    assert state.finished is not None
+    assert state.finished.why == f"stage cold ended stuck: {end.why}"
+    assert replayed(spec(), campaign.ledger) == state
+
+
+def test_a_few_trajectories_that_fail_are_not() -> None:
+    campaign = LossyDelivery(exploring_fails("no memory", but=1), spec())
+    campaign.run(check_counters)
+    decided = [each for _, decisions in campaign.ledger for each in decisions]
+    first = next(each for each in decided if isinstance(each, m.RoundJudged))
+    assert not first.trajectories_failed
+    assert first.why.startswith("methane 100 K: 0.0% accurate")
 
 
 def test_rejected_labels_are_a_cause_of_their_own() -> None:
