@@ -18,7 +18,7 @@ from dpstream.shared.messages import Audit, Command, Explore, Judge, Measure, Sc
 from dpstream.shared.runtime.context import Context, Handler
 from dpstream.shared.spec import Stage
 from dpstream.shared.spec.engines import Batched, Gromacs
-from dpstream.shared.values import Committee, Ref
+from dpstream.shared.values import Ref
 
 
 def unserved(resources: ExplorerResources, command: Command, context: Context) -> str | None:
@@ -27,7 +27,7 @@ def unserved(resources: ExplorerResources, command: Command, context: Context) -
         lacking = _engine_lacks(resources, context.spec().stages[command.stage])
         if lacking is not None:
             return lacking
-    return next(filter(None, map(resources.lacks, _models(command, context))), None)
+    return next(filter(None, map(resources.lacks, _models(resources, command, context))), None)
 
 
 def _engine_lacks(resources: ExplorerResources, stage: Stage) -> str | None:
@@ -36,13 +36,11 @@ def _engine_lacks(resources: ExplorerResources, stage: Stage) -> str | None:
     return lacking_here(stage.md) if isinstance(stage.engine, Batched) else None
 
 
-def _models(command: Command, context: Context) -> tuple[Ref, ...]:
+def _models(resources: ExplorerResources, command: Command, context: Context) -> tuple[Ref, ...]:
     if isinstance(command, Verify):
         return (command.model,)
     manifest = getattr(command, "committee", None)
-    if manifest is None:
-        return ()
-    return Committee.model_validate_json(context.fetch(manifest)).models
+    return () if manifest is None else resources.manifest(manifest, context).models
 
 
 HANDLERS: Mapping[type[Command], Handler] = {

@@ -75,6 +75,8 @@ class ExplorerResources:
     parser: Parser = field(init=False)
     """Of frames from outside; starts with the first."""
     batch: BatchRunner = field(init=False)
+    _manifests: dict[str, Committee] = field(default_factory=dict)
+    """By digest."""
     _checked: set[str] = field(default_factory=set)
     """Digests of models whose graph has been checked."""
 
@@ -102,7 +104,13 @@ class ExplorerResources:
 
     def committee(self, manifest: Ref, context: Context) -> LoadedCommittee:
         """The committee of a manifest in the store, downloaded if necessary."""
-        return self.load(Committee.model_validate_json(context.fetch(manifest)), context)
+        return self.load(self.manifest(manifest, context), context)
+
+    def manifest(self, ref: Ref, context: Context) -> Committee:
+        """The manifest of a committee; read once, because most tasks name the same one."""
+        if ref.sha256 not in self._manifests:
+            self._manifests[ref.sha256] = Committee.model_validate_json(context.fetch(ref))
+        return self._manifests[ref.sha256]
 
     def load(self, committee: Committee, context: Context) -> LoadedCommittee:
         models = tuple(self.model(ref, context) for ref in committee.models)
