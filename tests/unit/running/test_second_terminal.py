@@ -23,10 +23,10 @@ from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.codec import encode
 from dpstream.shared.store.folder import FolderStore
+from tests.support.campaigns.coordinator import CoordinatorHarness
 from tests.support.campaigns.local_run import LocalRun, at_work
 from tests.support.campaigns.small_campaign import METHANE
 from tests.support.command_line import run_command
-from tests.support.campaigns.coordinator import CoordinatorHarness
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
 Call = Callable[..., tuple[int, str, str]]
