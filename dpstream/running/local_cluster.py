@@ -23,7 +23,7 @@ from dpstream.running.requests import RequestFolder
 from dpstream.services.coordinator.open_campaign import OpenCampaign
 from dpstream.services.coordinator.service import Coordinator
 from dpstream.services.coordinator.views.amendment import plan_to_amend
-from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.explorer.resources import ExplorerResources, SharedResources
 from dpstream.services.labeler.resources import LabelerResources
 from dpstream.services.trainer.resources import MODELS, TrainerResources
 from dpstream.services.trainer.training_input import BACKENDS
@@ -70,6 +70,7 @@ class LocalCluster:
             self.coordinator.processes.gpu_trainer = gpu
         self._leaving = ExitStack()
         self.scratch = self._leaving.enter_context(private_folder(None))
+        self.shared = SharedResources(self.scratch, device=self.device)
         self.resources_in_use: list[Any] = []
         self.threads: list[threading.Thread] = []
         self.crew: list[Worker[Any]] = []
@@ -157,7 +158,7 @@ class LocalCluster:
         name = f"{service}-{number}"
         scratch = self.scratch / name
         scratch.mkdir()
-        plan = _plan(service, scratch, of, self.device)
+        plan = self._plan(service, number, scratch, of)
         self.resources_in_use.append(plan.resources)
         plan.resources.start()
         worker: Worker[Any] = Worker(
@@ -175,6 +176,29 @@ class LocalCluster:
         self.crew.append(worker)
         self._run(name, worker.run)
 
+    def _plan(self, service: str, number: int, scratch: Path, of: OpenCampaign) -> WorkerPlan:
+        """All models are the user's own, so every model format is allowed. Labelers also serve the
+        plan that waits for the end of a round."""
+        spec = of.state.spec
+        if service == "trainer":
+            training = TrainerResources(scratch, models=MODELS, device=self.device)
+            return WorkerPlan(("train",), trainer.HANDLERS, training, unserved=trainer.unserved)
+        if service in ("explorer", "judge"):
+            queues = ("explore",) if service == "explorer" else ("judge", "screen")
+            formats = frozenset({BACKENDS[spec.training.backend].suffix})
+            exploring = ExplorerResources(
+                scratch,
+                formats=formats,
+                device=self.device,
+                shared=self.shared,
+                warm=number == 0,  # as in a service
+            )
+            return WorkerPlan(queues, explorer.HANDLERS, exploring, unserved=explorer.unserved)
+        labeling = LabelerResources.for_local_run(scratch, spec.labels)
+        plans = spec, plan_to_amend(of.state)[1]
+        served = tuple(dict.fromkeys(f"label.{plan.labels.capability}" for plan in plans))
+        return WorkerPlan(served, labeler.HANDLERS, labeling, unserved=labeler.unserved)
+
     def _run(self, name: str, target: Any, *arguments: Any) -> None:
         def guarded() -> None:
             try:
@@ -185,24 +209,6 @@ class LocalCluster:
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         self.threads.append(thread)
         thread.start()
-
-
-def _plan(service: str, scratch: Path, of: OpenCampaign, device: Device) -> WorkerPlan:
-    """All models are the user's own, so every model format is allowed. Labelers also serve the plan
-    that waits for the end of a round."""
-    spec = of.state.spec
-    if service == "trainer":
-        training = TrainerResources(scratch, models=MODELS, device=device)
-        return WorkerPlan(("train",), trainer.HANDLERS, training, unserved=trainer.unserved)
-    if service in ("explorer", "judge"):
-        queues = ("explore",) if service == "explorer" else ("judge", "screen")
-        formats = frozenset({BACKENDS[spec.training.backend].suffix})
-        exploring = ExplorerResources(scratch, formats=formats, device=device)
-        return WorkerPlan(queues, explorer.HANDLERS, exploring, unserved=explorer.unserved)
-    labeling = LabelerResources.for_local_run(scratch, spec.labels)
-    plans = spec, plan_to_amend(of.state)[1]
-    served = tuple(dict.fromkeys(f"label.{plan.labels.capability}" for plan in plans))
-    return WorkerPlan(served, labeler.HANDLERS, labeling, unserved=labeler.unserved)
 
 
 def _resume(campaign: str) -> CampaignResumed:

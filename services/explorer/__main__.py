@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpstream.services.explorer.batched.runner import BatchRunner
 from dpstream.services.explorer.handlers import HANDLERS, unserved
-from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.explorer.resources import ExplorerResources, SharedResources
 from dpstream.services.explorer.settings import ExplorerSettings
 from dpstream.shared.messages import Judge
 from dpstream.shared.runtime.device import chosen
@@ -25,8 +24,7 @@ def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     wait for long ones. Their trajectories of engine `batched` share one batch."""
     suffixes, trusting = frozenset(settings.explorer_models), settings.explorer_templates == "any"
     device = chosen(settings.device)
-    batch = BatchRunner(scratch.resolve() / "batch", settings.threads, device)
-    plans, found_on_gpu = [], set[str]()
+    shared, plans = SharedResources(scratch, settings.threads, device), []
     for number, queue in enumerate(queues_of_slots(settings)):
         resources = ExplorerResources(
             scratch / f"{queue}-{number}",
@@ -34,11 +32,10 @@ def plans(settings: ExplorerSettings, scratch: Path) -> Sequence[WorkerPlan]:
             suffixes,
             trusting,
             device,
-            batch,
+            shared,
             # Many slots of one batch need no child processes of their own.
             warm=number == 0 or queue == Judge.QUEUE,
             gromacs=settings.explorer_gromacs,
-            found_on_gpu=found_on_gpu,
         )
         programs = versions_of(PROGRAMS)
         plans.append(WorkerPlan((queue,), HANDLERS, resources, programs, device, unserved))

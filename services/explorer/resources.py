@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ DATA_ONLY = frozenset({GRAPH})
 """Suffixes of model files that cannot execute code, once the operations of their graph are
 checked."""
 KEPT_MODELS = 64
-"""Maximum model files on disk; the least recently used are deleted."""
+"""Maximum model files that a slot keeps on disk; it gives up the least recently used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +52,47 @@ class LoadedCommittee:
     type_map: tuple[str, ...]
 
 
+class ModelFiles:
+    """The model files of a process, one for each digest. Slots share them: trajectories fit in one
+    batch if their models are the same files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._slots: Counter[str] = Counter()
+        """Number of slots that keep a file, by its name."""
+        self._lock = threading.Lock()
+
+    def keep(self, name: str) -> None:
+        with self._lock:
+            self._slots[name] += 1
+
+    def give_up(self, name: str) -> None:
+        """Delete the file unless another slot keeps it."""
+        with self._lock:
+            self._slots[name] -= 1
+            if not self._slots[name]:
+                del self._slots[name]
+                (self.folder / name).unlink(missing_ok=True)
+
+
+class SharedResources:
+    """What the slots of one process share: model files, and the batch of their trajectories.
+    `found_on_gpu`: suffixes of models whose backend has been found to use the GPU."""
+
+    def __init__(self, scratch: Path, threads: int = 1, device: Device | None = None) -> None:
+        """As for `ExplorerResources`."""
+        scratch = scratch.resolve()
+        self.models = ModelFiles(scratch / "models")
+        self.batch = BatchRunner(scratch / "batch", threads, device)
+        self.found_on_gpu: set[str] = set()
+
+
 @dataclass
 class ExplorerResources:
     """`scratch`: a private folder that is kept between tasks; `formats`: suffixes of model files
     that this worker loads (`.pth` files can execute code); `trusting`: inputs for LAMMPS in
     campaigns are not restricted; `device`: what engines run on, None: what they choose;
-    `shared_batch`: the batch of the process's trajectories, by default one of its own. `warm`:
+    `shared`: what it has in common with other slots of the process, None: nothing. `warm`:
     start the child process before the first task; `gromacs`: its program."""
 
     scratch: Path
@@ -65,12 +100,9 @@ class ExplorerResources:
     formats: frozenset[str] = DATA_ONLY
     trusting: bool = False
     device: Device | None = None
-    shared_batch: BatchRunner | None = None
+    shared: SharedResources | None = None
     warm: bool = True
     gromacs: str = "gmx"
-    found_on_gpu: set[str] = field(default_factory=set)
-    """Suffixes of models whose backend has been found to use the GPU; slots of one process share
-    them."""
     engine: ChildProcess = field(init=False)
     parser: Parser = field(init=False)
     """Of frames from outside; starts with the first."""
@@ -79,13 +111,16 @@ class ExplorerResources:
     """By digest."""
     _checked: set[str] = field(default_factory=set)
     """Digests of models whose graph has been checked."""
+    _kept: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    """Names of the model files that this slot keeps, the most recently used last."""
 
     def __post_init__(self) -> None:
         self.scratch = self.scratch.resolve()
         self.engine = ChildProcess(ENGINE, self.scratch / "engine", self.threads, self.device)
         self.parser = Parser(PARSING, self.scratch / "parser")
-        own = self.scratch / "batch"
-        self.batch = self.shared_batch or BatchRunner(own, self.threads, self.device)
+        shared = self.shared or SharedResources(self.scratch, self.threads, self.device)
+        self._models, self.batch = shared.models, shared.batch
+        self._found_on_gpu = shared.found_on_gpu
 
     def start(self) -> None:
         """Start the child process, which loads its libraries while the worker waits for a task.
@@ -100,7 +135,7 @@ class ExplorerResources:
         self.engine.kill()
         self.parser.close()
         self.batch.close()
-        shutil.rmtree(self.scratch / "models", ignore_errors=True)
+        self._keep_at_most(0)
 
     def committee(self, manifest: Ref, context: Context) -> LoadedCommittee:
         """The committee of a manifest in the store, downloaded if necessary."""
@@ -125,13 +160,11 @@ class ExplorerResources:
             raise Permanent(lacking)
         suffix = Path(ref.uri).suffix
         self._check_device(suffix, context)
-        path = self.scratch / "models" / f"{ref.sha256}{suffix}"
+        path = self._kept_file(f"{ref.sha256}{suffix}")
         if not path.exists():
-            self._make_room(path.parent)
             context.download(ref, path)
         if suffix == GRAPH and ref.sha256 not in self._checked:
             self._check_graph(ref, path)
-        os.utime(path)
         return path
 
     def lacks(self, model: Ref) -> str | None:
@@ -151,11 +184,11 @@ class ExplorerResources:
     def _check_device(self, suffix: str, context: Context) -> None:
         """Raises Temporary, for another machine, if the backend of models with this suffix cannot
         use the GPU that this worker's setting demands."""
-        if self.device is None or not self.device.required or suffix in self.found_on_gpu:
+        if self.device is None or not self.device.required or suffix in self._found_on_gpu:
             return
         if not self.call("finds_gpu", {"suffix": suffix}, context):
             raise Temporary(f"{suffix} models: DeePMD-kit cannot use {self.device}", delay=30.0)
-        self.found_on_gpu.add(suffix)
+        self._found_on_gpu.add(suffix)
 
     def call(self, operation: str, arguments: Mapping[str, Any], context: Context) -> Any:
         """Call the child process for a task, within the task's time limit and until it is
@@ -201,9 +234,17 @@ class ExplorerResources:
         with np.load(result, allow_pickle=False) as archive:
             return dict(archive)
 
-    def _make_room(self, folder: Path) -> None:
-        if not folder.exists():
-            return
-        models = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
-        for path in models[: max(0, len(models) - KEPT_MODELS)]:
-            path.unlink(missing_ok=True)
+    def _kept_file(self, name: str) -> Path:
+        """Path of a model file, which exists if a slot of the process has downloaded it. It stays
+        until this slot has used `KEPT_MODELS` others."""
+        if name not in self._kept:
+            self._models.keep(name)
+        self._kept[name] = None
+        self._kept.move_to_end(name)
+        self._keep_at_most(KEPT_MODELS)
+        return self._models.folder / name
+
+    def _keep_at_most(self, count: int) -> None:
+        while len(self._kept) > count:
+            name, _ = self._kept.popitem(last=False)
+            self._models.give_up(name)

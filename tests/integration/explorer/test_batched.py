@@ -16,12 +16,15 @@ import pytest
 
 pytest.importorskip("torch_sim")
 
+from dpstream.services.explorer.__main__ import plans
 from dpstream.services.explorer.lammps.script import data_file
 from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.explorer.settings import ExplorerSettings
 from dpstream.services.explorer.tasks.explore import explore
 from dpstream.shared.atoms.frames import Batch, Frame, min_distance
 from dpstream.shared.errors import EngineCrashed, Permanent, Stopped
 from dpstream.shared.messages import ChunkExplored
+from dpstream.shared.settings import read_settings
 from dpstream.shared.spec import Md
 from dpstream.shared.values import Condition, Trust
 from tests.support.workers.explorer import ALLOY, AU4CU4, BAROSTATS, CH4, ExplorerHarness
@@ -262,6 +265,41 @@ def test_a_stopped_task_leaves_the_batch(
     harness = harness_for(tmp_path / "next", alloy_torch_committee)
     assert run(resources, harness).counts.total == 4
     assert not resources.batch._advancing
+
+
+def test_trajectories_of_several_slots_move_in_one_batch(
+    tmp_path: Path, alloy_torch_committee: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpstream.services.explorer.batched.group import Replica
+    from dpstream.services.explorer.batched.replica import ReplicaState, Terms
+
+    settings = read_settings(
+        ExplorerSettings,
+        broker="amqp://host",
+        store=str(tmp_path),
+        explorer_slots=2,
+        explorer_queues="explore",
+        explorer_models=".pth",
+    )
+    slots = [plan.resources for plan in plans(settings, tmp_path / "worker")]
+    replicas: list[Replica] = []
+    call = slots[0].batch.child.call
+
+    def recorded(operation: str, arguments: Mapping[str, Any], **more: Any) -> Any:
+        if operation == "put":
+            state = ReplicaState.loads(Path(arguments["state"]).read_bytes())
+            replicas.append(Replica(Terms.of(arguments["terms"]), state))
+        return call(operation, arguments, **more)
+
+    monkeypatch.setattr(slots[0].batch.child, "call", recorded)
+    harness = harness_for(tmp_path / "here", alloy_torch_committee, ensemble="nvt")
+    with ThreadPoolExecutor(2) as threads:
+        events = threads.map(lambda slot: run(slot, harness), slots)
+        assert [event.counts.total for event in events] == [4, 4]
+    for slot in slots:
+        slot.close()
+    assert len(replicas) == 2
+    assert replicas[0].kind == replicas[1].kind
 
 
 def _await_moving(resources: ExplorerResources, replicas: int) -> None:

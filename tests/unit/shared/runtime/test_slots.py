@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,24 @@ from dpstream.services.labeler import __main__ as labeler
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.services.trainer import __main__ as trainer
 from dpstream.services.trainer.settings import TrainerSettings
+from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.errors import SpecError
 from dpstream.shared.logs import configure
+from dpstream.shared.messages import Explore
 from dpstream.shared.runtime import machine
 from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.device import Device, Gpu
 from dpstream.shared.runtime.slots import Capacity, Need, fitting, slots_of
 from dpstream.shared.settings import WorkerSettings, read_settings
+from dpstream.shared.store.folder import FolderStore
+from dpstream.shared.values import Ref
 from tests.support.log_lines import log_lines
 
 GIB = 1024.0
 H200 = Device("cuda", Gpu(0, "NVIDIA H200", 143_771, "580.159.04"))
 PLENTY = Capacity(16, 128 * GIB)
+EXPLORE = Explore.model_construct()
 
 
 @pytest.mark.parametrize(
@@ -165,6 +172,34 @@ def test_each_slot_has_an_engine_and_a_folder_of_its_own(tmp_path: Path) -> None
     engines = [engine_of(plan.resources) for plan in everything]
     assert len({id(engine) for engine in engines}) == 11
     assert len({engine.scratch for engine in engines}) == 11
+
+
+def test_slots_of_an_explorer_have_the_same_file_of_a_model_until_none_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch moves trajectories together only if their models are the same files."""
+    monkeypatch.setattr("dpstream.services.explorer.resources.KEPT_MODELS", 2)
+    store = FolderStore(tmp_path / "store")
+    context = Context(store, InProcessBus(), EXPLORE, tmp_path, "w", threading.Event())
+    refs = [Ref.to(f"models/{name}.pth", name.encode()) for name in ("old", "new", "newest")]
+    for ref in refs:
+        store.put(ref.uri, Path(ref.uri).stem.encode())
+    given = settings(
+        ExplorerSettings, explorer_slots=2, explorer_queues="explore", explorer_models=".pth"
+    )
+    one, other = (plan.resources for plan in explorer.plans(given, tmp_path / "scratch"))
+    old = one.model(refs[0], context)
+    assert other.model(refs[0], context) == old
+    assert other.batch is one.batch
+    for ref in refs[1:]:
+        one.model(ref, context)
+    assert old.read_text() == "old", "the other slot keeps it"
+    other.close()
+    assert not old.exists()
+    assert one.model(refs[1], context).read_text() == "new"
+    assert one.model(refs[0], context).read_text() == "old", "downloaded once more"
+    one.close()
+    assert not list(old.parent.iterdir())
 
 
 @pytest.mark.parametrize(
