@@ -59,7 +59,6 @@ def batched(
                 frame,
                 models=tuple(map(str, models)),
                 driver=number,
-                type_map=tuple(type_map),
                 trust=OPEN.model_dump(),
                 pinned=False,
                 seed=number,

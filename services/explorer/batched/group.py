@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ase.data import atomic_numbers
 from torch_sim.integrators.md import MDState
 
 from dpstream.services.explorer.batched.integration import Coupling, Integration, integration
@@ -70,7 +72,7 @@ class Replica:
     def kind(self) -> Hashable:
         """Replicas of one kind fit in one group."""
         terms = self.terms
-        ways = (terms.models, terms.type_map, terms.ensemble, terms.timestep, terms.every)
+        ways = (terms.models, terms.ensemble, terms.timestep, terms.every)
         # A batch draws its random numbers from one sequence.
         alone = id(self) if terms.pinned and terms.ensemble in RANDOM else None
         return (*ways, terms.pinned, self.state.cell is None, alone)
@@ -188,16 +190,19 @@ class Group:
             )
 
     def _frames(self, states: Sequence[ReplicaState]) -> Frames:
-        numbers = {symbol: number for number, symbol in enumerate(self.terms.type_map)}
-
         def stacked(name: str) -> torch.Tensor | None:
             found = [getattr(state, name) for state in states]
             return None if found[0] is None else _tensor(np.stack(found))
 
         coordinates = stacked("positions")
         assert coordinates is not None
-        types = _tensor([[numbers[s] for s in state.species] for state in states], torch.int64)
-        return Frames(coordinates, types, stacked("cell"), stacked("fparam"), stacked("aparam"))
+        for path, state in product(self.terms.models, states):
+            unknown = {*state.species} - {*member(path).type_map}
+            if unknown:
+                raise ValueError(f"the model has no element {min(unknown)}")
+        species = [[atomic_numbers[symbol] for symbol in state.species] for state in states]
+        numbers = _tensor(species, torch.int64)
+        return Frames(coordinates, numbers, stacked("cell"), stacked("fparam"), stacked("aparam"))
 
     def _judged(self) -> tuple[Floats, Floats]:
         """Forces `(n_models, all atoms, 3)` eV/Å and, replica by replica, virials `(n_replicas,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import deepmd.pt.cxx_op  # noqa: F401  registers the operations of compressed models
 import torch
+from ase.data import atomic_numbers
 from deepmd.pt.utils import env
 from torch_sim.models.interface import ModelInterface
 from torch_sim.state import SimState
@@ -25,12 +26,12 @@ the library may choose another kernel, with other last digits, for another shape
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """Frames with the same number of atoms: coordinates `(n, n_atoms, 3)` Å, types `(n, n_atoms)`,
-    boxes `(n, 3, 3)` Å, or None in vacuum, fparam `(n, n_fparam)`, aparam `(n, n_atoms, n_aparam)`,
-    or None."""
+    """Frames with the same number of atoms: coordinates `(n, n_atoms, 3)` Å, atomic numbers `(n,
+    n_atoms)`, boxes `(n, 3, 3)` Å, or None in vacuum, fparam `(n, n_fparam)`, aparam `(n, n_atoms,
+    n_aparam)`, or None."""
 
     coordinates: torch.Tensor
-    types: torch.Tensor
+    numbers: torch.Tensor
     boxes: torch.Tensor | None
     fparam: torch.Tensor | None
     aparam: torch.Tensor | None
@@ -59,11 +60,13 @@ class Member:
         self.cutoff = float(self.module.get_rcut())
         self.with_fparam = self.module.get_dim_fparam() > 0
         self.with_aparam = self.module.get_dim_aparam() > 0
+        self.type_map = list(self.module.get_type_map())
+        self.types = types_by_number(self.type_map)
         self.most: int | None = None
 
     def evaluate(self, frames: Frames, pinned: bool) -> Evaluated:
         """Evaluates frames, in as many parts as the memory of the device requires."""
-        atoms, n = frames.types.shape[1], len(frames.types)
+        atoms, n = frames.numbers.shape[1], len(frames.numbers)
         while True:
             size = n if self.most is None else max(1, self.most // atoms)
             try:
@@ -87,7 +90,7 @@ class Member:
         with torch.jit.optimized_execution(False):
             found = self.module(
                 part.coordinates,
-                part.types,
+                self.types[part.numbers],
                 box=part.boxes,
                 fparam=part.fparam if self.with_fparam else None,
                 aparam=part.aparam if self.with_aparam else None,
@@ -97,6 +100,16 @@ class Member:
             found["force"].detach()[:n],
             found["virial"].detach()[:n].reshape(n, 3, 3),
         )
+
+
+def types_by_number(symbols: Sequence[str]) -> torch.Tensor:
+    """The type of each element in a model whose types are `symbols`, by atomic number. A model that
+    began with a user's may number them otherwise than the campaign."""
+    types = torch.zeros(len(atomic_numbers), dtype=torch.int64, device=DEVICE)
+    for number, symbol in enumerate(symbols):
+        if symbol in atomic_numbers:
+            types[atomic_numbers[symbol]] = number
+    return types
 
 
 def padded(rows: torch.Tensor, multiple: int) -> torch.Tensor:

@@ -42,7 +42,6 @@ class Terms:
 
     models: tuple[str, ...]
     driver: int
-    type_map: tuple[str, ...]
     ensemble: str
     timestep: float
     every: int
@@ -78,8 +77,7 @@ class Terms:
     @staticmethod
     def of(values: Mapping[str, Any]) -> Terms:
         """Terms that were sent as JSON."""
-        lists = {name: tuple(values[name]) for name in ("models", "type_map")}
-        return Terms(**{**values, **lists})
+        return Terms(**{**values, "models": tuple(values["models"])})
 
 
 @dataclass(frozen=True, eq=False)

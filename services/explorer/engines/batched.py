@@ -85,7 +85,6 @@ class BatchedDynamics:
             request.frame,
             models=tuple(map(str, request.committee.models)),
             driver=command.driver,
-            type_map=request.committee.type_map,
             trust=command.trust.model_dump(),
             pinned=command.pinned,
             seed=command.seed,

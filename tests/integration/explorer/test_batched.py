@@ -153,7 +153,6 @@ def replica(models: Sequence[Path], ensemble: Any = "nvt") -> Any:
         AU4CU4,
         models=tuple(map(str, models)),
         driver=0,
-        type_map=("Au", "Cu"),
         trust=EVERYTHING.model_dump(),
         pinned=True,
         seed=3,
@@ -319,6 +318,42 @@ def test_models_of_another_backend_are_refused(
         run(resources, harness)
 
 
+def untrained(path: Path, symbols: Sequence[str]) -> Path:
+    """A model with types in this order, as one that begins with a user's model may have."""
+    import torch
+    from deepmd.pt.model.model import get_model
+
+    descriptor = {"type": "se_e2_a", "rcut": 4.5, "rcut_smth": 1.0, "seed": 1}
+    descriptor |= {"sel": [60] * len(symbols), "neuron": [4, 8], "axis_neuron": 2}
+    fitting = {"type": "ener", "neuron": [8, 8], "seed": 1}
+    model = {"type_map": list(symbols), "descriptor": descriptor, "fitting_net": fitting}
+    torch.jit.save(torch.jit.script(get_model(model).eval()), str(path))
+    return path
+
+
+@pytest.mark.parametrize("symbols", [("Au", "Cu"), ("Cu", "Zn", "Au"), ("Au", "Zn")])
+def test_a_model_may_number_the_elements_in_its_own_order(
+    tmp_path: Path, symbols: Sequence[str]
+) -> None:
+    from dpstream.services.explorer.batched.group import Group
+    from dpstream.shared.atoms.deep_pot import Potential
+
+    path = untrained(tmp_path / "model.pth", symbols)
+    each = replica([path])
+    moved = np.random.default_rng(1).normal(0, 0.2, AU4CU4.positions.shape)
+    each.state = replace(each.state, positions=each.state.positions + moved)
+    if "Cu" not in symbols:
+        with pytest.raises(ValueError, match="the model has no element Cu"):
+            Group([each])
+        return
+    forces = Group([each]).motion.state.forces.cpu().numpy()
+    model, state = Potential(str(path)), each.state
+    types = [model.type_map.index(symbol) for symbol in state.species]
+    _, expected, _ = model.eval(state.positions.reshape(1, -1), state.cell.reshape(1, 9), types)
+    assert np.abs(expected).max() > 1e-6
+    np.testing.assert_allclose(forces, expected[0], atol=1e-12)
+
+
 def test_frames_are_evaluated_in_parts_when_memory_is_short(
     alloy_torch_committee: list[Path],
 ) -> None:
@@ -328,9 +363,9 @@ def test_frames_are_evaluated_in_parts_when_memory_is_short(
 
     rng = np.random.default_rng(2)
     moved = AU4CU4.positions + rng.normal(0, 0.05, (7, 8, 3))
-    types = torch.tensor([[0] * 4 + [1] * 4] * 7)
+    numbers = torch.tensor([[79] * 4 + [29] * 4] * 7)
     boxes = torch.tensor(np.array([AU4CU4.cell] * 7))
-    batch = Frames(torch.tensor(moved), types, boxes, None, None)
+    batch = Frames(torch.tensor(moved), numbers, boxes, None, None)
     plenty = Member(str(alloy_torch_committee[0]))
     expected = plenty.evaluate(batch, pinned=False)
 

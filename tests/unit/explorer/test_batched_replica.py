@@ -103,9 +103,9 @@ def test_a_state_of_an_earlier_release_has_no_barostat() -> None:
 
 def test_terms_come_back_from_json() -> None:
     sent: dict[str, Any] = dict.fromkeys(Terms.__dataclass_fields__, 1)
-    sent |= {"models": ["a"], "type_map": ["H"], "trust": {}}
+    sent |= {"models": ["a"], "trust": {}}
     terms = Terms.of(sent)
-    assert (terms.models, terms.type_map, terms.every) == (("a",), ("H",), 1)
+    assert (terms.models, terms.every) == (("a",), 1)
 
 
 def spec(ensemble: str = "nvt", backend: str = "pytorch") -> Spec:
