@@ -211,14 +211,14 @@ class ExplorerResources:
         return Evaluation(results["energies"], results["forces"], virials)
 
     def descriptors(
-        self, committee: Ref, batch: Batch, context: Context
+        self, committee: Ref, batch: Batch, context: Context, relative: float | None = None
     ) -> tuple[Sequence[Floats], Sequence[Floats]]:
         """Per frame of `batch`: descriptors `(n_atoms, n_features)` by member 0, and the
-        committee's force deviation of each atom `(n_atoms,)`, eV/Å."""
+        committee's `force_deviation` of each atom `(n_atoms,)`."""
         models = self.committee(committee, context).models
         results = self._arrays("descriptors", {"model": str(models[0])}, batch, context)
         forces = self.evaluate(models, batch, context).forces
-        return list(results["descriptors"]), list(force_deviation(forces))
+        return list(results["descriptors"]), list(force_deviation(forces, relative))
 
     def cutoff(self, model: Path, context: Context) -> float:
         return float(self.call("cutoff", {"model": str(model)}, context))

@@ -54,11 +54,11 @@ class DescriptorSource(Protocol):
     """Source of descriptors for a diverse draw."""
 
     def descriptors(
-        self, committee: Ref, batch: Batch, context: Context
+        self, committee: Ref, batch: Batch, context: Context, relative: float | None
     ) -> tuple[Sequence[Floats], Sequence[Floats]]:
         """Per frame of `batch`: descriptors `(n_atoms, n_features)` by member 0, and the
-        committee's force deviation of each atom `(n_atoms,)`, in the unit of the trust levels:
-        eV/Å, or relative."""
+        committee's force deviation of each atom `(n_atoms,)`, eV/Å; with `relative` (eV/Å) that
+        relative to the mean force."""
 
 
 @dataclass(frozen=True)
@@ -265,28 +265,29 @@ def _described(
     """Atomic environments of the pool, evaluated one composition at a time."""
     descriptors: dict[int, Floats] = {}
     deviations: dict[int, Floats] = {}
+    low, relative = _scale(context.spec(), command, pool)
     frames = [loaded.frame(c) for c in pool]
     for members in Batch.grouped(frames):
         context.check()
         batch = Batch.of([frames[i] for i in members])
-        values, by_atom = resources.descriptors(command.committee, batch, context)
+        values, by_atom = resources.descriptors(command.committee, batch, context, relative)
         descriptors.update(zip(members, values, strict=True))
         deviations.update(zip(members, by_atom, strict=True))
     return Environments(
         [frame.species for frame in frames],
         [descriptors[i] for i in range(len(frames))],
         [deviations[i] for i in range(len(frames))],
-        _low(context.spec(), command, pool),
+        low,
     )
 
 
-def _low(spec: Spec, command: Select, pool: Sequence[Candidate]) -> float:
-    """The lower trust level. Calibrated levels are not part of the command; the smallest deviation
-    of the candidates is used instead."""
+def _scale(spec: Spec, command: Select, pool: Sequence[Candidate]) -> tuple[float, float | None]:
+    """The lower trust level, and what deviations are relative to, as in `Trust`. Calibrated levels
+    are not part of the command; the smallest deviation of the candidates is used instead."""
     trust = spec.stages[command.stage].trust or spec.trust
     if isinstance(trust, TrustLevels):
-        return trust.low
-    return min((c.deviation for c in pool), default=0.0)
+        return trust.low, trust.relative
+    return min((c.deviation for c in pool), default=0.0), None
 
 
 def _chunks(labels: Picks, audits: Picks) -> list[tuple[Picks, Picks]]:

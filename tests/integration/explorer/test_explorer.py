@@ -677,6 +677,12 @@ def test_descriptors_and_deviations_for_a_diverse_draw(
     assert len(values) == len(by_atom) == 10
     assert values[0].shape[0] == 5
     np.testing.assert_allclose([d.max() for d in by_atom], found.arrays["devi_f"], rtol=1e-6)
+    batch = found.batch(CH4)
+    _, relative = resources.descriptors(harness.committee, batch, context, relative=2.0)
+    models = resources.committee(harness.committee, context).models
+    mean = resources.evaluate(models, batch, context).forces.mean(axis=0)
+    scale = np.linalg.norm(mean, axis=2) + 2.0
+    np.testing.assert_allclose(np.array(relative) * scale, np.array(by_atom), rtol=1e-9)
     # Hydrogens of a frame resemble one another more than the carbon.
     carbon, hydrogens = values[0][0], values[0][1:]
     spread = np.linalg.norm(hydrogens - hydrogens.mean(axis=0), axis=1).max()

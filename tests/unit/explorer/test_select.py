@@ -42,7 +42,8 @@ def spec(**more):
 class Descriptors:
     """A bench that sees atoms as their coordinates; deviations grow with the distance from 0."""
 
-    def descriptors(self, committee, batch, context):
+    def descriptors(self, committee, batch, context, relative):
+        self.relative = relative
         return list(batch.positions), list(np.linalg.norm(batch.positions, axis=2))
 
 
@@ -276,6 +277,21 @@ def test_diverse_asks_the_bench_and_finds_the_stretched_atom(tmp_path):
     items = [place.item(f"a{i}", [f], 0.3 if i == 0 else 0.2) for i, f in enumerate(frames)]
     event = place.select(CandidatePool(candidates=tuple(items)), Descriptors(), labels=2)
     assert [c.trajectory for c in event.labels] == ["a0", "a3"]
+
+
+@pytest.mark.parametrize(
+    ("trust", "relative"),
+    [
+        ({"low": 0.1, "high": 0.3, "relative": 1.5}, 1.5),
+        ({"low": 0.1, "high": 0.3}, None),
+        ({"target": 0.1}, None),
+    ],
+)
+def test_deviations_of_atoms_are_relative_where_the_trust_levels_are(tmp_path, trust, relative):
+    """Atoms count as uncertain from the lower level on."""
+    place, bench = Workplace(tmp_path, selection={"policy": "diverse"}, trust=trust), Descriptors()
+    place.select(Pool(candidates=(place.item("a", [place.frame()]),)), bench)
+    assert bench.relative == relative
 
 
 def test_the_usual_draw_is_uniform(tmp_path):
