@@ -290,7 +290,7 @@ def test_diverse_asks_the_bench_and_finds_the_stretched_atom(tmp_path):
 def test_deviations_of_atoms_are_relative_where_the_trust_levels_are(tmp_path, trust, relative):
     """Atoms count as uncertain from the lower level on."""
     place, bench = Workplace(tmp_path, selection={"policy": "diverse"}, trust=trust), Descriptors()
-    place.select(Pool(candidates=(place.item("a", [place.frame()]),)), bench)
+    place.select(CandidatePool(candidates=(place.item("a", [place.frame()]),)), bench)
     assert bench.relative == relative
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from dpstream.services.explorer.handlers import unserved
 from dpstream.services.explorer.resources import ExplorerResources
-from tests.support.explorer import CH4, ExplorerHarness
+from tests.support.workers.explorer import CH4, ExplorerHarness
 
 
 def test_the_manifest_of_a_committee_is_read_once(
