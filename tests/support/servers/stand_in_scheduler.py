@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 CPUS = 4
-INTERVAL = 1.0
+INTERVAL = 3.0
 """Seconds of LSF between two signals, and of PBS before SIGKILL; 10 by default."""
 HERE = Path(os.environ["STAND_IN_FOLDER"]) if "STAND_IN_FOLDER" in os.environ else Path()
 Job = dict[str, Any]
