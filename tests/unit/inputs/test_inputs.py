@@ -17,9 +17,10 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from dpstream.inputs import read_labelled
 from dpstream.inputs.check_spec import _small_cells
 from dpstream.inputs.gather import gather
-from dpstream.inputs.read_labelled import Imported, read_labelled
+from dpstream.inputs.read_labelled import Imported
 from dpstream.shared.atoms.frames import canonical, closest_pair, frame_key, from_ase, min_distance
 from dpstream.shared.errors import SpecError
 from dpstream.shared.runtime.child_process import Limits
@@ -29,6 +30,8 @@ from dpstream.shared.spec import Spec
 pytestmark = pytest.mark.usefixtures("one_parser")
 
 RNG = np.random.default_rng(5)
+READS = read_labelled._reads
+"""Which `one_parser` replaces."""
 
 
 def spec(elements: Sequence[str] = ("C", "H"), **sections: Any) -> Spec:
@@ -234,7 +237,7 @@ def test_copies_too_close_are_drawn_again_or_refused(tmp_path: Path) -> None:
 
 
 def read(tmp_path: Path, pattern: str, elements: Sequence[str] = ("Al", "Cu")) -> list[Imported]:
-    return read_labelled([pattern], tmp_path, elements, "initial.data").items
+    return read_labelled.read_labelled([pattern], tmp_path, elements, "initial.data").items
 
 
 def check_against_emt(items: Sequence[Imported]) -> None:
@@ -383,12 +386,19 @@ def test_garbage_named_outcar(tmp_path: Path) -> None:
         read(tmp_path, "OUTCAR")
 
 
-@pytest.mark.slow
-def test_confined_the_parser_reads_sets_inside_and_outside_of_the_specs_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def confined_parsers(one_parser: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user: a parser may read what its set consists of, and nothing beside it."""
+    monkeypatch.setattr(read_labelled, "_reads", READS)
     monkeypatch.delenv("DPSTREAM_CONFINE_READ")
     monkeypatch.delenv("DPSTREAM_CONFINE_WRITE")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("confined_parsers")
+def test_confined_the_parser_reads_sets_inside_and_outside_of_the_specs_folder(
+    tmp_path: Path,
+) -> None:
     for place in (tmp_path / "spec", tmp_path / "elsewhere"):
         place.mkdir()
         ase.io.write(place / "set.extxyz", labelled(copper()))
@@ -397,11 +407,10 @@ def test_confined_the_parser_reads_sets_inside_and_outside_of_the_specs_folder(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("confined_parsers")
 def test_confined_the_parser_follows_the_links_of_a_data_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: dpdata.LabeledSystem
+    tmp_path: Path, system: dpdata.LabeledSystem
 ) -> None:
-    monkeypatch.delenv("DPSTREAM_CONFINE_READ")
-    monkeypatch.delenv("DPSTREAM_CONFINE_WRITE")
     system.to("deepmd/npy", str(tmp_path / "archive" / "system"))
     data = tmp_path / "spec" / "data"
     data.mkdir(parents=True)
