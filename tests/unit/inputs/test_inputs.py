@@ -321,7 +321,6 @@ def test_deepmd_types_without_names_count_in_model_order(
     check_against_emt(items)
 
 
-@pytest.mark.slow
 def test_molecules_lose_box_and_virial(tmp_path: Path) -> None:
     atoms = frozen(molecule("CH4"), energy=-1.0, forces=np.zeros((5, 3)))
     ase.io.write(tmp_path / "set.extxyz", atoms)
@@ -330,7 +329,6 @@ def test_molecules_lose_box_and_virial(tmp_path: Path) -> None:
     assert item.label.virial is None
 
 
-@pytest.mark.slow
 def test_an_internal_energy_among_free_energies_is_warned_of(tmp_path: Path) -> None:
     molecule("CH4").write(tmp_path / "a.xyz")
     atoms = frozen(molecule("CH4"), energy=-1.0, free_energy=-1.5, forces=np.zeros((5, 3)))
@@ -343,7 +341,6 @@ def test_an_internal_energy_among_free_energies_is_warned_of(tmp_path: Path) -> 
     assert said[1][0].startswith("initial.data: set.extxyz: has the internal energy, but labels.")
 
 
-@pytest.mark.slow
 def test_the_force_consistent_energy_is_taken(tmp_path: Path) -> None:
     atoms = frozen(molecule("CH4"), energy=-1.0, free_energy=-1.5, forces=np.zeros((5, 3)))
     ase.io.write(tmp_path / "set.extxyz", atoms)
@@ -351,7 +348,6 @@ def test_the_force_consistent_energy_is_taken(tmp_path: Path) -> None:
     assert item.label.energy == -1.5
 
 
-@pytest.mark.slow
 def test_sets_without_energy_or_forces(tmp_path: Path, system: dpdata.LabeledSystem) -> None:
     ase.io.write(tmp_path / "bare.extxyz", molecule("CH4"))
     with pytest.raises(
@@ -367,7 +363,6 @@ def test_sets_without_energy_or_forces(tmp_path: Path, system: dpdata.LabeledSys
         read(tmp_path, "data")
 
 
-@pytest.mark.slow
 def test_sets_that_do_not_fit(tmp_path: Path, system: dpdata.LabeledSystem) -> None:
     system.to("deepmd/npy", str(tmp_path / "data"))
     with pytest.raises(SpecError, match=r"data: element Cu is not in type_map \(Al\)"):
@@ -379,7 +374,6 @@ def test_sets_that_do_not_fit(tmp_path: Path, system: dpdata.LabeledSystem) -> N
         read(tmp_path, "empty")
 
 
-@pytest.mark.slow
 def test_garbage_named_outcar(tmp_path: Path) -> None:
     (tmp_path / "OUTCAR").write_text("not from VASP\n")
     with pytest.raises(SpecError, match="OUTCAR"):
@@ -424,7 +418,6 @@ def test_confined_the_parser_follows_the_links_of_a_data_folder(
     assert read(tmp_path / "spec", "set.extxyz")
 
 
-@pytest.mark.slow
 def test_names_in_messages_are_those_of_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,7 +104,6 @@ def write_hdf5(path: Path, arrays: dict[str, Any]) -> None:
         file["a/nopbc"] = True
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["npy", "hdf5"])
 def test_imported_parameters_and_weights_follow_their_atoms(form: str, tmp_path: Path) -> None:
     arrays = columns()
@@ -121,7 +120,6 @@ def test_imported_parameters_and_weights_follow_their_atoms(form: str, tmp_path:
             assert item.label.weights[name] == pytest.approx(arrays[name][row][order])
 
 
-@pytest.mark.slow
 def test_from_the_file_to_the_training_set_nothing_is_lost(tmp_path: Path) -> None:
     """Import, pack, store, load, write: the same numbers per atom as the user's files."""
     arrays = columns()
@@ -142,7 +140,6 @@ def test_from_the_file_to_the_training_set_nothing_is_lost(tmp_path: Path) -> No
     )
 
 
-@pytest.mark.slow
 def test_extxyz_takes_them_along_both_ways(tmp_path: Path) -> None:
     write_system(tmp_path / "set", columns())
     items = read(tmp_path)
@@ -154,7 +151,6 @@ def test_extxyz_takes_them_along_both_ways(tmp_path: Path) -> None:
             assert found == pytest.approx(values, abs=1e-7)
 
 
-@pytest.mark.slow
 def test_arrays_of_some_sets_only_are_refused(tmp_path: Path) -> None:
     write_system(tmp_path / "set", columns())
     plain = {name: values for name, values in columns().items() if name != "atom_pref"}
@@ -164,7 +160,6 @@ def test_arrays_of_some_sets_only_are_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-@pytest.mark.slow
 def test_labels_as_json_keep_them_to_the_bit(tmp_path: Path) -> None:
     write_system(tmp_path / "set", columns())
     item = read(tmp_path)[0]

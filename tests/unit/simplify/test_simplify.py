@@ -68,7 +68,6 @@ def mixed(tmp_path: Path) -> SimplifyPool:
 # ------------------------------------------------------------------------------ the dataset
 
 
-@pytest.mark.slow
 def test_each_frame_comes_in_once_with_its_label(tmp_path: Path, mixed: SimplifyPool) -> None:
     assert (len(mixed.frames), len(mixed.labels), mixed.elements) == (8, 8, ["C", "H"])
     assert sorted(number for each in mixed.numbers.values() for number in each) == [*range(10)]
@@ -80,7 +79,6 @@ def test_each_frame_comes_in_once_with_its_label(tmp_path: Path, mixed: Simplify
     assert (plain.frames.keys(), plain.labels) == (mixed.frames.keys(), {})
 
 
-@pytest.mark.slow
 def test_folders_of_deepmd_systems_are_read_labelled_or_not(tmp_path: Path) -> None:
     form = canonical(from_ase(molecule("CH4")))
     label = FrameLabel(-1.5, np.arange(15.0).reshape(5, 3), None)
@@ -96,7 +94,6 @@ def test_folders_of_deepmd_systems_are_read_labelled_or_not(tmp_path: Path) -> N
     assert read_pool(["set"], tmp_path, ("H", "C"), labelled=False).frames.keys() == {key}
 
 
-@pytest.mark.slow
 def test_frames_that_are_left_out_keep_their_numbers_and_are_told(tmp_path: Path) -> None:
     frames = shaken(count=4)
     frames[1].calc.results["forces"][0, 0] = np.nan
@@ -108,7 +105,6 @@ def test_frames_that_are_left_out_keep_their_numbers_and_are_told(tmp_path: Path
     assert (report.found, report.taken, report.left_out) == (6, 5, {"forces": 1})
 
 
-@pytest.mark.slow
 def test_columns_of_other_names(tmp_path: Path) -> None:
     atoms = shaken()[0]
     atoms.info["E"], atoms.arrays["F"] = -7.0, atoms.get_forces()
@@ -122,7 +118,6 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
             parse_columns(text)
 
 
-@pytest.mark.slow
 def test_a_set_without_labels_needs_a_code(tmp_path: Path) -> None:
     write(tmp_path / "a.xyz", molecule("CH4"))
     with pytest.raises(SpecError, match=r"energy missing.*give a --spec with labels\.code"):
@@ -136,7 +131,6 @@ def simplified(pool: SimplifyPool, **settings: Any) -> Spec:
     return campaign({"trust": {"low": 0.2, "high": 9}, **settings}, "small", ["a.extxyz"], pool)
 
 
-@pytest.mark.slow
 def test_the_spec_looks_at_all_frames_until_none_is_a_candidate(mixed: SimplifyPool) -> None:
     made = simplified(mixed, selection={"per_round": 3}, initial={"pick": 2})
     (stage,) = made.stages
@@ -148,7 +142,6 @@ def test_the_spec_looks_at_all_frames_until_none_is_a_candidate(mixed: SimplifyP
     assert simplified(mixed, labels={"code": "tblite"}).labels.code == "tblite"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -171,7 +164,6 @@ def gathered(pool: SimplifyPool, made: Spec) -> Gathered:
     return gather(made, Path(), structures=SystemStructures(made, Path(), given))
 
 
-@pytest.mark.slow
 def test_every_frame_lies_in_the_batch_of_one_start(tmp_path: Path, mixed: SimplifyPool) -> None:
     made = simplified(mixed, initial={"pick": 2})
     found = gathered(mixed, made)
@@ -252,7 +244,6 @@ def param(**changes: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
 def test_dp_gens_parameters_are_settings_and_every_key_has_a_line(mixed: SimplifyPool) -> None:
     found = read_simplify(param(), Path("/home/me"), None)
     assert found.sources == ("frames",)

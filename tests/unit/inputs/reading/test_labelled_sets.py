@@ -676,7 +676,6 @@ def test_types_without_names_are_told_or_refused(tmp_path: Path) -> None:
     assert "has atoms of type 1, but type_map.raw names only H" in refusal(folder)
 
 
-@pytest.mark.slow
 def test_a_set_with_types_of_its_own_is_given_elements(tmp_path: Path) -> None:
     folder = system(tmp_path / "data")
     (folder / "type_map.raw").write_text("H_wat\nO_wat\n")
