@@ -269,7 +269,7 @@ class WorkerSettings(Settings):
         default="auto",
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
         description="device of the engines: cpu, cuda, or cuda:N for GPU N of the visible ones; "
-        "auto: the first visible GPU, else cpu (a labeler's programs choose by themselves)",
+        "auto: the first visible GPU, else cpu (a labeler's programs: all visible GPUs)",
     )
     task_heartbeat: float = Field(
         default=60.0, gt=0, le=600, description="seconds between heartbeats of a running task"
@@ -299,11 +299,12 @@ class WorkerSettings(Settings):
     )
     confine_read: Annotated[tuple[Path, ...], Separated] = Field(
         default=(),
-        description="comma-separated folders that engines and labeling programs may read besides, "
+        description="comma-separated further folders that engines and labeling programs may read, "
         "e.g. software in a home folder",
     )
     confine_write: Annotated[tuple[Path, ...], Separated] = Field(
-        default=(), description="likewise folders that they may write, e.g. a local disk"
+        default=(),
+        description="comma-separated further folders that they may write, e.g. a local disk",
     )
     pool: str | None = Field(
         default=None,

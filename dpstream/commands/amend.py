@@ -56,8 +56,8 @@ def amend(
     budgets, the training of later committees, and workers. Labels and models stay. If a criterion
     becomes stricter, a converged stage is judged again.
 
-    Shows what differs and what follows from it, and asks. A campaign of dpstream run on this
-    machine has to be at work; otherwise type dpstream run SPEC --amend.
+    Shows what differs and what follows from it, and asks for confirmation. On this machine, a
+    dpstream run of the campaign must be active; otherwise type dpstream run SPEC --amend.
     """
     machines = read_machine_file(spec, machine)
     with within(root):

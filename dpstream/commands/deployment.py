@@ -84,7 +84,7 @@ from dpstream.terminal.status import next_step
 from dpstream.terminal.tables import listing_table
 
 GOES_ON = (
-    "; it goes on with a changed plan: dpstream run SPEC --amend (in a deployment: dpstream amend "
+    "; to continue it, change its plan: dpstream run SPEC --amend (in a deployment: dpstream amend "
     "NAME SPEC)"
 )
 LEAVES = "Ctrl-C stops watching; the campaign continues"
@@ -131,7 +131,7 @@ def handed_in(
 def list_(
     root: Root = DEFAULT_ROOT,
     archived: Annotated[
-        bool, typer.Option("--archived", help="Also campaigns that dpstream archive has put away.")
+        bool, typer.Option("--archived", help="Also list archived campaigns.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -242,9 +242,10 @@ def pause(
 def resume(
     campaign: Name, root: Root = DEFAULT_ROOT, broker: Broker = None, wait: Wait = HEARD
 ) -> None:
-    """Resume a paused campaign. If an abandoned task had paused it, that task is tried again.
+    """Resume a paused campaign. If an abandoned task paused it, that task is retried.
 
-    One that has ended because its final model could not be verified has it verified again.
+    If a campaign has ended because its final model could not be verified, the model is verified
+    again.
     """
     if not _went_on(campaign, root, broker, wait):
         _tell(word(CampaignResumed, _checked(campaign, root)), root, broker, wait)
@@ -277,7 +278,7 @@ def retry(
     """Retry abandoned tasks.
 
     Abandoned trajectories are not retried: their round has continued without them. In a campaign
-    that has ended, only the verification of the final model can be.
+    that has ended, only the verification of the final model can be retried.
     """
     if _went_on(campaign, root, broker, wait):
         return
@@ -386,7 +387,7 @@ def access(
     have that secret generated again.
     RabbitMQ imports DIR/rabbitmq/definitions.json. SeaweedFS reads DIR/seaweedfs/s3.json (mode
     0600). DIR/aws and DIR/alibaba hold one bucket policy per user. With pools of AWS Batch in the
-    fleet file, DIR/aws/coordinator-fleet.json is what the coordinator needs for them.
+    fleet file, DIR/aws/coordinator-fleet.json is the policy that the coordinator needs for them.
     """
     pools = read_fleet(fleet) if fleet else None
     everyone = with_pools(users, pools)

@@ -85,8 +85,8 @@ def init_bulk(
     short dynamics run with the labeling code; every frame of it is labelled. All labels go into one
     dataset for `initial.data` of a campaign.
 
-    Labels are looked up in the cache under --store and kept there: after Ctrl-C the same command
-    goes on, and computes nothing twice.
+    Labels are looked up in the cache under --store and kept there. After Ctrl-C, run the same
+    command to continue; nothing is computed twice.
 
     Example: dpstream init-bulk init.json --recipe recipe.yaml -o al-bulk
     """
@@ -114,8 +114,8 @@ def init_surf(
     `initial.data` of a campaign. (DP-GEN leaves them unlabelled; dataset.extxyz can also be used as
     starting structures.)
 
-    Labels are looked up in the cache under --store and kept there: after Ctrl-C the same command
-    goes on, and computes nothing twice.
+    Labels are looked up in the cache under --store and kept there. After Ctrl-C, run the same
+    command to continue; nothing is computed twice.
 
     Example: dpstream init-surf surf.json --recipe recipe.yaml -o al-surf
     """

@@ -56,7 +56,7 @@ def verify(
         typer.Option("--export", metavar="DIR", help="Also check an export of the campaign."),
     ] = None,
 ) -> None:
-    """Check that everything a campaign has stored is still what was written.
+    """Check that no object of a campaign is damaged or missing.
 
     Reads the whole ledger, which is a chain of digests, and compares labels, datasets, models and
     inputs with the digests in it. Prints one line for each object that is damaged or missing.
@@ -95,17 +95,18 @@ def repair(
     ] = None,
     deep: Deep = False,
     apply: Annotated[
-        bool, typer.Option("--apply", help="Do it, after a question. Default: change nothing.")
+        bool,
+        typer.Option("--apply", help="Recover it, after confirmation. Default: change nothing."),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --apply: do not ask.")] = False,
 ) -> None:
-    """Say what is damaged in a campaign and what can be recovered; with --apply, recover it.
+    """List what is damaged in a campaign and what can be recovered; with --apply, recover it.
 
-    The bytes that were written are restored where their digest proves them: from --from, or by
-    correcting a single flipped bit. If a segment of the ledger is lost for good, the ledger goes on
-    before it: later events are handled again, labels are used again, and only results that are
-    recorded nowhere else are computed again. The campaign is then paused: read
-    dpstream logs NAME, and go on with dpstream resume NAME, or dpstream run.
+    The original bytes are restored if their digest proves them: from --from, or by correcting a
+    single flipped bit. If a segment of the ledger is lost for good, the ledger ends before it:
+    later events are processed again, labels are reused, and only results that are recorded nowhere
+    else are computed again. The campaign is then paused: read dpstream logs NAME, and continue with
+    dpstream resume NAME, or dpstream run.
 
     Damaged objects are moved to campaigns/NAME/damaged/ in the store. In a deployment, stop the
     coordinator first, and give the keys of the store's administrator: no user of dpstream access
@@ -125,10 +126,10 @@ def repair(
         if not planned.damaged:
             say(console, f"{name}: no damage")
         elif not apply:
-            say(console, f"nothing was changed; to do it: dpstream repair {name} --apply")
+            say(console, f"nothing was changed; next: dpstream repair {name} --apply")
         else:
             if not yes:
-                typer.confirm("Write this?", abort=True)
+                typer.confirm("Repair the campaign?", abort=True)
             planned.write()
             say(console, f"{name}: repaired; damaged objects are kept in campaigns/{name}/damaged/")
     raise typer.Exit(DAMAGED if planned.lost else 0)
@@ -144,11 +145,11 @@ def archive(
 ) -> None:
     """Archive a campaign that has ended: write all of it to one file, and leave it out of lists.
 
-    The file is that of dpstream export --archive: ledger, labels, datasets, models, report. It
-    appears once everything in it was compared with its digests; unpacked it works as --store.
+    The file is that of dpstream export --archive: ledger, labels, datasets, models, report. It is
+    written after everything in it was compared with its digests; unpacked, it works as --store.
     Nothing is deleted: dpstream delete NAME does that. dpstream list --archived also lists archived
-    campaigns, as does the dashboard on request; one that goes on with a changed plan is listed
-    again.
+    campaigns, as does the dashboard on request; a campaign that continues with a changed plan is
+    listed again.
 
     Whoever may read the campaign may write the file. In a deployment, leaving the campaign out of
     lists needs the keys of the store's administrator.
@@ -178,7 +179,7 @@ def delete(
     campaign: Annotated[str, typer.Argument(metavar="NAME", help="Campaign.")],
     root: Root = DEFAULT_ROOT,
     force: Annotated[
-        bool, typer.Option("--force", help="Also if the campaign has not ended.")
+        bool, typer.Option("--force", help="Delete it even if it has not ended.")
     ] = False,
     yes: Yes = False,
 ) -> None:

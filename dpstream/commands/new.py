@@ -46,13 +46,13 @@ def new(
         str | None,
         typer.Option(
             metavar="SYMBOLS",
-            help="Elements of the model, separated by commas, in its order; one element without "
-            "--structure: its crystal.",
+            help="Elements of the model in the order of type_map, separated by commas; one element "
+            "without --structure: its crystal.",
         ),
     ] = None,
     kind: Annotated[
         Kind | None,
-        typer.Option(help="What the structures are. Default: molecule without a cell, else bulk."),
+        typer.Option(help="Kind of structures. Default: molecule without a cell, else bulk."),
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Write every key with its default and a comment.")

@@ -115,7 +115,7 @@ CrossCheck = Annotated[
     bool,
     typer.Option(
         "--cross-check/--no-cross-check",
-        help="Have a few imported labels computed again, and compare, before anything else.",
+        help="Compute a few imported labels again and compare them, before anything else.",
     ),
 ]
 CheckHere = Annotated[

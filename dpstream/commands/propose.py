@@ -52,7 +52,7 @@ def propose(
         str,
         typer.Option(
             metavar="NAME",
-            help="Name of this generator, which its verdicts repeat.",
+            help="Name of this generator, repeated in its verdicts.",
         ),
     ] = "propose",
     priority: Annotated[

@@ -87,11 +87,10 @@ def simulate_campaign(
     other limits would change. Starts nothing.
 
     The coordinator is the real one, in virtual time. Workers, machines, broker and store are
-    simulated: what they take is stated in the section simulation of the fleet file, or comes from a
-    campaign that has run (--like). What is not stated is assumed; dpstream fleet schema prints the
-    defaults.
+    simulated, with the times in the section simulation of the fleet file, or those of a campaign
+    that has run (--like). dpstream fleet schema prints the defaults.
 
-    A fleet file with the times of a label, of a training, of a start, and with reclaimed machines:
+    A section with the times of a label, of a training and of a start, and with reclaimed machines:
 
     \b
       simulation:

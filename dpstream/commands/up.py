@@ -55,8 +55,8 @@ def up(
 ) -> None:
     """Start a development cluster: RabbitMQ, an S3 server and the four services.
 
-    All files are in DIR. It listens on free ports of this machine only. The cluster keeps running
-    when the terminal is closed. If it is already running, missing parts are started.
+    All files are in DIR. The servers use free ports of the loopback interface. The cluster keeps
+    running when the terminal is closed. If it is already running, missing parts are started.
     Variables DPSTREAM_… (threads, allowed calculators, …) are passed on to the services.
     """
     from dpstream.deploy.devcluster.cluster import Cluster, settings_for_services

@@ -45,7 +45,7 @@ Verbose = Annotated[
         "-v",
         callback=_show_logs,
         expose_value=False,
-        help="Print the log lines of what runs in this process to standard error.",
+        help="Print the log lines of this process to standard error.",
     ),
 ]
 

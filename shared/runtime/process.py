@@ -341,7 +341,7 @@ def _parser(service: WorkerService[S]) -> argparse.ArgumentParser:
         description=service.description,
         epilog=f"environment, [default] in brackets:\n{lines}\n\n"
         "exit status: 0 nothing left to do, or idle when stopped; 75 released a task when stopped; "
-        "1 a worker died; 2 invalid settings, refused rights, or every task was declined\n",
+        "1 a worker died; 2 invalid settings or refused rights; 69 every task was declined\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--max-tasks", metavar="N", help="exit after N tasks")

@@ -31,14 +31,14 @@ bench = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 @bench.callback()
 def benches() -> None:
-    """Measure what this machine can do."""
+    """Measure the speed of this machine."""
 
 
 @bench.command("train")
 def bench_train(
     spec: SpecFile,
     seconds: Annotated[
-        float, typer.Option(min=1, metavar="S", help="About how long all of it may take.")
+        float, typer.Option(min=1, metavar="S", help="Approximate duration of the measurement.")
     ] = 60.0,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to FILE.")

@@ -96,7 +96,8 @@ def doctor(
     broker: Broker = None,
     as_json: AsJson = False,
     one: Annotated[
-        bool, typer.Option("--label-one", help="Only label SPEC's smallest structure, and show it.")
+        bool,
+        typer.Option("--label-one", help="Only label SPEC's smallest structure; print the label."),
     ] = False,
 ) -> None:
     """Check this machine: engines, labeling codes, disk, cores; broker and store if given.
@@ -152,7 +153,9 @@ def _confinement() -> Finding:
     except SpecError as error:
         return _missing("confinement", error)
     if how.mode == "off":
-        return Finding("confinement", "works", "off: engines and programs may do what you may")
+        return Finding(
+            "confinement", "works", "off: engines and programs have all rights of your user"
+        )
     still = f"; not refused: {', '.join(how.gaps)}" if how.gaps else ""
     fix = "Linux 6.12 or later, or apt install bubblewrap" if how.gaps else ""
     return Finding(

@@ -39,7 +39,8 @@ def export(
         ),
     ] = False,
     licence: Annotated[
-        str, typer.Option(metavar="TEXT", help="Licence of the dataset, for its card: CC-BY-4.0.")
+        str,
+        typer.Option(metavar="TEXT", help="Licence of the dataset, for its card, e.g. CC-BY-4.0."),
     ] = "",
     layout: Annotated[
         str, typer.Option(metavar="LAYOUT", help="dpstream, or dpgen: iter.* folders as in DP-GEN.")

@@ -180,7 +180,7 @@ def test_after_the_end_the_command_says_how_it_goes_on(call: Call) -> None:
     status, _, said = call("pause", "small")
     assert status == 2
     assert said.endswith(
-        "; it goes on with a changed plan: dpstream run SPEC --amend (in a "
+        "; to continue it, change its plan: dpstream run SPEC --amend (in a "
         "deployment: dpstream amend NAME SPEC)\n"
     )
     assert call("amend", "small", write("hot.yaml", stages=[*SPEC["stages"], HOT]), "--yes")[2] == (
