@@ -189,7 +189,7 @@ def _closing(converted: Converted, output: Path, amend: bool) -> list[str]:
     serial = f"labels.bundle: {bundle}: a label task computes {bundle} frames one after another"
     return [
         *(f"differs from DP-GEN: {text}" for text in converted.differences),
-        *([f"{serial}; with less, more workers compute at once"] if bundle > 1 else []),
+        *([f"{serial}; with fewer, more workers compute at once"] if bundle > 1 else []),
         f"at most {converted.labels} labels: {jobs} jobs, each explored once",
         f"wrote {output}; next: {_next(converted.document['name'], output, amend)}",
     ]

@@ -188,7 +188,8 @@ ALWAYS = (
     "the first frame of a trajectory (step 0) is not judged",
     "frames with atoms too close or cells too skewed are not drawn (selection.min_distance, "
     "max_skew)",
-    "every new label is trained on, also of systems with fewer than fp_task_min",
+    "every new label is trained on, also if a system has fewer than fp_task_min of them; DP-GEN "
+    "leaves these out",
     "after the last job one final model is trained on all labels, in addition to the committee",
 )
 

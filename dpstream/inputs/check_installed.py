@@ -47,7 +47,7 @@ def check_device(spec: Spec, device: Device) -> None:
         return
     if not any(find_spec(plugin) for plugin in JAX_PLUGINS):
         raise SpecError(
-            f"DPSTREAM_DEVICE demands {device.gpu.name}, but JAX has no CUDA plug-in here and "
+            f"DPSTREAM_DEVICE requires {device.gpu.name}, but JAX has no CUDA plug-in here and "
             f"would train on the CPU; pip install '{BACKENDS['jax'].on_gpu}', or set "
             "DPSTREAM_DEVICE=cpu"
         )

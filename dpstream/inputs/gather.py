@@ -227,8 +227,8 @@ def other_energies(spec: Spec, reports: Sequence[SourceLine]) -> Iterator[str]:
         if "internal" in report.record.energies and spec.labels.code != DATASET:
             yield (
                 f"{report.key}: {report.record.name}: has the internal energy, but labels.code "
-                f"{spec.labels.code} computes the free energy, of which forces are the derivative; "
-                "with smearing they differ"
+                f"{spec.labels.code} computes the free energy, whose derivative the forces are; "
+                "with smearing the two energies differ"
             )
 
 
@@ -239,8 +239,8 @@ def repeated(items: Sequence[Imported]) -> Iterator[str]:
     if len(last) == len(items):
         return
     yield (
-        f"initial.data: {len(items) - len(last)} of {len(items)} frames occur again in it or in "
-        "another set; each is taken once"
+        f"initial.data: {len(items) - len(last)} of {len(items)} frames are duplicates, in it or "
+        "in another set; each is taken once"
     )
     for item in items:
         kept = last[frame_key(item.frame)]
@@ -266,8 +266,8 @@ def _repeated_structures(systems: Mapping[str, list[Frame]]) -> Iterator[str]:
         more = len(frames) - len(set(map(frame_key, frames)))
         if more:
             yield (
-                f"systems.{name}.structures: {more} of {len(frames)} structures occur again; each "
-                "is taken once"
+                f"systems.{name}.structures: {more} of {len(frames)} structures are duplicates; "
+                "each is taken once"
             )
 
 

@@ -94,7 +94,7 @@ def _neighbours(
                 if number > taken:
                     yield UnusualSetting(
                         f"{key}: {taken} {element}, but an atom of {source} has {number} of them "
-                        f"within {cutoff:g} Å; give more, as they come closer in dynamics, or auto",
+                        f"within {cutoff:g} Å; give more, as dynamics brings atoms closer, or auto",
                         absurd=True,
                     )
 
@@ -249,7 +249,7 @@ def _volume(where: str, frame: Frame, bonds: _Bonds, barostat: bool) -> UnusualS
         return None
     reason = "check the lattice and its unit (Å)"
     if ratio > 1:
-        vacuum = "a barostat (npt) holds no vacuum" if barostat else "right for a slab only"
+        vacuum = "a barostat (npt) closes a vacuum" if barostat else "right for a slab only"
         reason = f"{vacuum}; {reason}"
     return UnusualSetting(
         f"{where} has {volume:.3g} Å³ per atom, {ratio:.2g} times that of its elements "

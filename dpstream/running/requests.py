@@ -116,7 +116,7 @@ def way_to(
     if broker is None and is_folder(root):
         if not is_at_work(Path(root), campaign):
             raise SpecError(
-                f"{campaign}: no dpstream run is at work on it in {root}; type: {instead} --store "
+                f"{campaign}: no dpstream run of it is active in {root}; type: {instead} --store "
                 f"{root} (for a deployment: give --broker, or set DPSTREAM_BROKER)"
             )
         requests = RequestFolder.of(Path(root), campaign)
@@ -146,7 +146,7 @@ def rests(root: str, broker: str | None, campaign: str) -> str:
     a broker may reach a coordinator."""
     if broker is not None or not is_folder(root) or is_at_work(Path(root), campaign):
         return ""
-    return f"no dpstream run is at work on it in {root}; next: dpstream run SPEC"
+    return f"no dpstream run of it is active in {root}; next: dpstream run SPEC"
 
 
 def is_at_work(root: Path, campaign: str) -> bool:

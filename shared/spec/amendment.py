@@ -24,12 +24,12 @@ RECIPE = (
 )
 """Keys of `labels` that determine the numbers of a label."""
 FIXED: Mapping[str, str] = {
-    "name": "the campaign is known by it",
-    "seed": "all random numbers so far follow from it",
-    "mode": "rounds so far were carried out in it",
-    "reproducible": "trainings so far were retried by it",
+    "name": "it identifies the campaign",
+    "seed": "all random numbers so far derive from it",
+    "mode": "earlier rounds ran in it",
+    "reproducible": "earlier tasks were retried according to it",
     "type_map": "all models are made for these elements",
-    "initial": "the first training was made from it",
+    "initial": "the first training used it",
     "training.backend": "warm starts and explorers need models of one backend",
     "training.init": "its files are stored with the campaign",
     "training.repulsion": "its files are stored with the campaign",
@@ -130,9 +130,9 @@ def _why_fixed(key: str, before: Spec) -> str | None:
             return why
     _, _, system = key.partition("systems.")
     if key.startswith("systems.") and system.split(".")[0] in before.systems:
-        return "frames of this system are known under its meaning; add a system of another name"
+        return "existing frames belong to this system; add a system with another name"
     if key.startswith("verification.properties") and not key.endswith(".tolerance"):
-        return "its structures are labelled with the initial frames"
+        return "its structures were labelled with the initial frames"
     return None
 
 

@@ -46,8 +46,8 @@ class Spec(Section):
     )
     reproducible: bool | None = Field(
         default=None,
-        description="a retried training restarts from the beginning instead of from a checkpoint; "
-        "default: true in lockstep",
+        description="interrupted trainings, trajectories and labels begin again instead of "
+        "resuming; default: true in lockstep",
     )
     type_map: tuple[str, ...] = Field(min_length=1, description="chemical symbols, in model order")
     systems: dict[Name, System] = Field(

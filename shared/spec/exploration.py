@@ -56,7 +56,7 @@ class TrustLevels(Section):
     """Levels of the model deviation: of forces in eV/Å, of the virial in eV per atom."""
 
     low: Annotated[float, Field(ge=0)] = Field(description="eV/Å; below: accurate")
-    high: Positive = Field(description="eV/Å; from here: failed; in between: candidate")
+    high: Positive = Field(description="eV/Å; at or above: failed; in between: candidate")
     low_v: Positive | None = Field(
         default=None, description="eV per atom, for the virial; requires high_v"
     )

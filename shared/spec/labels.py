@@ -42,7 +42,7 @@ class LabelSettings(Section):
     check_reused: Share | None = Field(
         default=None,
         description="share of the labels found in the store that are computed again and compared, "
-        "at least one of each writer; default: 0.01, none in a reproducible campaign",
+        "at least one of each labeler; default: 0.01, none in a reproducible campaign",
     )
     max_force: Positive = Field(
         default=50.0, description="eV/Å; labels with a larger force are rejected"

@@ -52,7 +52,7 @@ class Init(Section):
     )
     how: Literal["init-model", "init-frz-model", "finetune"] = Field(
         description="as in DeePMD-kit: init-model: from a checkpoint; init-frz-model: from a "
-        "frozen model; finetune: from a frozen model, with atomic energies adapted to the data"
+        "frozen model; finetune: from a pretrained model, with atomic energies adapted to the data"
     )
     branch: str | None = Field(
         default=None,

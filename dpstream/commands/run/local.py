@@ -34,7 +34,7 @@ from dpstream.terminal.status import figures_table
 LOOK = 0.5
 """Seconds between two updates of what is shown."""
 DIFFER = (
-    "mend labels and start it under another name (--name), or run the same command with "
+    "correct labels and start it under another name (--name), or run the same command with "
     "--no-cross-check to use the imported labels as they are"
 )
 STOPS = "Ctrl-C stops; the same command continues from there"
@@ -124,7 +124,7 @@ def _grow(
         live = LiveView(status, notes, STOPS, lambda: journal.worst, view.pace)
         live.watch(lambda: not is_done())
         if asked.is_set():
-            say(notes, "stopping; running tasks are returned (Ctrl-C again: stop at once)")
+            say(notes, "stopping; running tasks are released (Ctrl-C again: stop at once)")
     if cluster.errors:
         raise cluster.errors[0]
     return status()

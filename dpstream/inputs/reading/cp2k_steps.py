@@ -135,8 +135,8 @@ def _frames(
         yield from map(trajectory.frame, sought)
         return
     other = (
-        f"{trajectory.name}-pos-1.xyz does not fit the positions in the output: it is of another "
-        "run, or not in Å (MOTION/PRINT/TRAJECTORY/UNIT)"
+        f"{trajectory.name}-pos-1.xyz does not fit the positions in the output: it belongs to "
+        "another run, or is not in Å (MOTION/PRINT/TRAJECTORY/UNIT)"
     )
     yield from ((None, other) for _ in sought)
 

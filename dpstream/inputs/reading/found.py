@@ -26,7 +26,7 @@ RULE_WORDS: Mapping[str, str] = {
     "one-energy": "without one valid energy",
     "forces": "without valid forces",
     "virial": "with an invalid virial",
-    "positions": "with atoms elsewhere",
+    "positions": "with other positions",
     "cell": "with an invalid cell",
     "weights": "with invalid weights",
 }

@@ -121,7 +121,7 @@ def passed_over(locked: Sequence[Path]) -> dict[str, int]:
     without such folders."""
     distinct = list(dict.fromkeys(locked))
     others = f" (and {len(distinct) - 1} more)" if distinct[1:] else ""
-    return {f"passed over, because it may not be read: {each}{others}": 1 for each in distinct[:1]}
+    return {f"skipped, because it may not be read: {each}{others}": 1 for each in distinct[:1]}
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]] | None:

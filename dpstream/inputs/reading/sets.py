@@ -34,7 +34,7 @@ FULL_OF_DATA = ("traj", "db", "json", "xyz")
 """Suffixes of ASE's own formats, which hold results and no record of iterations."""
 UNKNOWN_PROGRAM = "whether the iterations converged is not checked in this format"
 NO_CELL = "the virial of a frame without periodic cell is not read"
-LEFT_HANDED = "a left-handed cell turned (−a, −b, −c: the same lattice, no atom moves)"
+LEFT_HANDED = "a left-handed cell inverted (−a, −b, −c: the same lattice, no atom moves)"
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,13 @@ def _of_program(
 ) -> Iterator[FoundFrame]:
     if options.columns:
         raise SpecError(
-            f"{path}: {', '.join(options.columns)}: not allowed: the output of a program names its "
-            "own numbers; remove it"
+            f"{path}: {', '.join(options.columns)}: not allowed: dpstream knows the quantities in "
+            "the output of a program; remove it"
         )
     try:
         yield from reader(path)
     except Exception as error:  # a run that was killed or failed; dpdata and ASE raise many kinds
-        reason = f"not a whole output: {one_line(error)}"
+        reason = f"incomplete output: {one_line(error)}"
         yield FoundFrame(None, Outcome(end_marker=False), problem=reason)
 
 

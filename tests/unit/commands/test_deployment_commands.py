@@ -134,7 +134,7 @@ def test_who_says_something_needs_a_broker_or_a_run(call: Call, words: tuple[str
     status, said = call(command, sample_ledger.NAME, *options)
     assert (status, said.count("\n")) == (2, 1)
     assert said == (
-        f"dpstream: {sample_ledger.NAME}: no dpstream run is at work on it in runs; type: dpstream "
+        f"dpstream: {sample_ledger.NAME}: no dpstream run of it is active in runs; type: dpstream "
         "run SPEC --store runs (for a deployment: give --broker, or set DPSTREAM_BROKER)\n"
     )
 
@@ -147,8 +147,8 @@ def test_what_has_ended_is_told_no_more(call: Call) -> None:
     store.put(f"campaigns/{sample_ledger.NAME}/finished.json", last.model_dump_json().encode())
     assert call("resume", sample_ledger.NAME) == (
         2,
-        "dpstream: told: the campaign has already ended (converged: good); it goes on with a "
-        "changed plan: dpstream run SPEC --amend (in a deployment: dpstream amend NAME SPEC)\n",
+        "dpstream: told: the campaign has already ended (converged: good); to continue it, "
+        "change its plan: dpstream run SPEC --amend (in a deployment: dpstream amend NAME SPEC)\n",
     )
 
 

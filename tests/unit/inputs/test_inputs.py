@@ -122,7 +122,7 @@ def test_structures_that_occur_again_are_told(tmp_path: Path) -> None:
     gathered = gather(spec(), tmp_path)
     assert len(gathered.systems["a"]) == 1
     assert gathered.warnings == [
-        "systems.a.structures: 1 of 2 structures occur again; each is taken once"
+        "systems.a.structures: 1 of 2 structures are duplicates; each is taken once"
     ]
 
 
@@ -185,7 +185,7 @@ def test_left_handed_and_flat_cells(tmp_path: Path) -> None:
     assert frame.cell is not None
     assert np.linalg.det(frame.cell) == pytest.approx(729)
     (told,) = [text for text in gathered.warnings if "left-handed" in text]
-    assert told.startswith("systems.a.structures: 1 with a left-handed cell turned (−a, −b, −c")
+    assert told.startswith("systems.a.structures: 1 with a left-handed cell inverted (−a, −b, −c")
     assert told.endswith("a.extxyz")
     Atoms("C", cell=[[9, 0, 0], [0, 9, 0], [9, 9, 0]], pbc=True).write(tmp_path / "a.extxyz")
     assert problem(tmp_path, spec()).endswith(

@@ -94,7 +94,7 @@ def test_usual_campaigns_raise_no_finding(atoms: Atoms, stage: Mapping[str, Any]
             stretched((10, 1, 1)),
             {"md": {"ensemble": "npt"}, "pressures": [1]},
             True,
-            "holds no vacuum",
+            "closes a vacuum",
         ),
         (stretched((0.5, 0.5, 0.5)), {}, True, "0.12 times that of its elements"),
         (stretched((10, 10, 10)), {}, True, "no atom has a neighbour within 2 times"),

@@ -120,7 +120,7 @@ def test_without_a_run_it_says_how_to_have_it_verified_again(call: Call) -> None
 
 @pytest.mark.slow
 def test_status_and_watch_say_that_nothing_runs(call: Call) -> None:
-    remark = "no dpstream run is at work on it in runs; next: dpstream run SPEC"
+    remark = "no dpstream run of it is active in runs; next: dpstream run SPEC"
     with at_work(ROOT, "small") as run:
         exploring(run)
         assert remark not in call("status", "small")[1]
@@ -157,7 +157,7 @@ def test_without_a_run_the_command_says_what_to_type(call: Call, words: list[str
     assert call(*words) == (
         2,
         "",
-        "dpstream: small: no dpstream run is at work on it in runs; type: dpstream run SPEC "
+        "dpstream: small: no dpstream run of it is active in runs; type: dpstream run SPEC "
         "--store runs (for a deployment: give --broker, or set DPSTREAM_BROKER)\n",
     )
     assert not RequestFolder.of(ROOT, "small").folder.exists()
@@ -184,7 +184,7 @@ def test_after_the_end_the_command_says_how_it_goes_on(call: Call) -> None:
         "deployment: dpstream amend NAME SPEC)\n"
     )
     assert call("amend", "small", write("hot.yaml", stages=[*SPEC["stages"], HOT]), "--yes")[2] == (
-        "dpstream: small: no dpstream run is at work on it in runs; type: dpstream run hot.yaml "
+        "dpstream: small: no dpstream run of it is active in runs; type: dpstream run hot.yaml "
         "--amend --store runs (for a deployment: give --broker, or set DPSTREAM_BROKER)\n"
     )
 

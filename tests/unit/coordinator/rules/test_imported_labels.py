@@ -374,13 +374,15 @@ def test_the_same_run_again_does_not_accept_what_differs(
     status, out, _ = run_command(monkeypatch, capsys, *run)
     assert (status, started) == (1, [])
     assert " ".join(out.split()) == (
-        "light: still paused: imported labels differ; mend labels and start it under another name "
-        "(--name), or run the same command with --no-cross-check to use the imported labels as "
-        "they are"
+        "light: still paused: imported labels differ; correct labels and start it under another "
+        "name (--name), or run the same command with --no-cross-check to use the imported labels "
+        "as they are"
     )
     status, out, _ = run_command(monkeypatch, capsys, *run, "--no-cross-check")
     assert (status, started) == (1, ["light"])
-    assert "results are kept; mend labels and start it under another name" in " ".join(out.split())
+    assert "results are kept; correct labels and start it under another name" in " ".join(
+        out.split()
+    )
     now = overview(harness.coordinator.open_campaigns["light"].state)
     assert next_step(now) == (
         "next: dpstream resume light, or dpstream run SPEC --no-cross-check if nothing runs it"

@@ -183,7 +183,7 @@ def test_a_trajectory_of_cp2k_in_bohr_is_not_read(
     (tmp_path / "h2-1.cell").write_text(cells([0, 1, 2]))
     taken, count = read(tmp_path / "out")
     check_steps(taken, [] if run == REPLAY else [0], HARTREE, HARTREE / BOHR)
-    assert "or not in Å (MOTION/PRINT/TRAJECTORY/UNIT)" in count.examples["frame"]
+    assert "or is not in Å (MOTION/PRINT/TRAJECTORY/UNIT)" in count.examples["frame"]
 
 
 def test_a_trajectory_of_another_run_of_cp2k_is_not_read(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_trajectory_of_another_run_of_cp2k_is_not_read(tmp_path: Path) -> None
     (tmp_path / "h2-pos-1.xyz").write_text(trajectory([0, 1, 2], first=2.1))
     taken, count = read(tmp_path / "out")
     assert (len(taken), count.left_out) == (1, {"frame": 2})
-    assert "it is of another run" in count.examples["frame"]
+    assert "it belongs to another run" in count.examples["frame"]
     (tmp_path / "h2-pos-1.xyz").write_text(trajectory([0, 1, 2], symbol="O"))
     taken, count = read(tmp_path / "out")
     assert (len(taken), count.left_out) == (1, {"frame": 2})

@@ -471,7 +471,7 @@ def test_frames_that_come_again_are_told_and_so_are_other_labels() -> None:
     assert list(repeated([item])) == []
     again = Imported(item.frame, item.label, "b")
     (line,) = repeated([item, again])
-    assert line.startswith("initial.data: 1 of 2 frames occur again")
+    assert line.startswith("initial.data: 1 of 2 frames are duplicates")
     other = Imported(item.frame, FrameLabel(-1.3, np.zeros((3, 3))), "c")
     _, line = repeated([item, other])
     assert "has two labels, which differ by 0.1 eV/atom and 0 eV/Å: in a and c" in line
@@ -696,7 +696,7 @@ def test_left_handed_cells_are_turned_and_told(tmp_path: Path) -> None:
     assert all(item.frame.cell is not None for item in items)
     distances = [to_ase(item.frame).get_all_distances(mic=True) for item in items]
     np.testing.assert_allclose(distances[0], distances[1], atol=1e-6)
-    assert "a left-handed cell turned (−a, −b, −c: the same lattice" in str(report)
+    assert "a left-handed cell inverted (−a, −b, −c: the same lattice" in str(report)
 
 
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:

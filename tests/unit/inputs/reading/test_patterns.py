@@ -103,7 +103,7 @@ def test_a_folder_that_may_not_be_read_is_passed_over_and_told(mode: int) -> Non
             assert found("conf/**/type.raw", tree) == ["conf/b/type.raw"]
             find_grouped("conf/**/type.raw", tree, "key", skipped.append)
             assert systems_in(tree / "conf", told.append) == [tree / "conf/b"]
-        assert told == [f"passed over, because it may not be read: {locked}"]
+        assert told == [f"skipped, because it may not be read: {locked}"]
         assert skipped == [locked]
         assert list(passed_over([locked, locked, tree])) == [f"{told[0]} (and 1 more)"]
         locked.chmod(0o755)
