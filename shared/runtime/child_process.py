@@ -148,11 +148,13 @@ class ChildProcess:
         """Start the child before its first call, so that it can import its libraries meanwhile.
 
         Linux ends the child with the *thread* that started it (see `die_with_parent`), so start
-        it from a thread that outlives it.
+        it from a thread that outlives it. Raises MachineFault if its GPU is lost.
         """
         if self._process is not None and self._process.poll() is None:
             return
         self.kill()
+        if self.device is not None:
+            self.device.check_present()
         within = enclosing(self.scratch.absolute())
         limits = confined(within, reads=self.reads, links=self.links)
         with open(self._log(), "ab") as log, limits as (prefix, rulesets):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dpstream.shared.errors import SpecError
+from dpstream.shared.errors import MachineFault, SpecError
 from dpstream.shared.runtime.machine import cores
 
 SETTING = re.compile(r"auto|cpu|cuda(?::(\d+))?")
@@ -68,6 +68,17 @@ class Device:
         if self.gpu is None:
             return {VISIBLE: "", "DEVICE": "cpu"}  # DEVICE: DeePMD-kit's switch
         return {VISIBLE: self.gpu.uuid or str(self.gpu.index)}
+
+    def check_present(self) -> None:
+        """Raises MachineFault if the driver no longer has the GPU: CUDA hides it then, and an
+        engine that started would compute on the CPU without a word."""
+        if self.gpu is None or not self.gpu.uuid:
+            return
+        try:
+            with _nvml() as nvml:
+                nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByUUID(self.gpu.uuid))
+        except _NoDriver as error:
+            raise MachineFault(f"{self.gpu.name} is lost: {error}") from error
 
 
 class _NoDriver(Exception):

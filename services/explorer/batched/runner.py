@@ -48,6 +48,11 @@ class BatchRunner:
         # Its `put` may interrupt a `get` of the same thread, as a finalizer does.
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._advancing: dict[str, Call] = {}
+        self._inside: set[str] = set()
+        """Replicas that the child has."""
+        self._lost: dict[str, Exception] = {}
+        """Replicas that ended with their batch, and why. None of their calls reaches the child,
+        where it would end those that came later."""
         self._closing = threading.Event()
         self._hung = threading.Event()
         """Set when no segment ends any more."""
@@ -102,8 +107,8 @@ class BatchRunner:
         try:
             while not self._closing.is_set():
                 asked = self._admitted()
-                if self._advancing:
-                    self._advance(asked)
+                if self._advancing:  # without those that have left or were lost meanwhile
+                    self._advance({n: asked[n] for n in asked if n in self._advancing})
         finally:
             self.child.kill()
 
@@ -118,19 +123,32 @@ class BatchRunner:
                 return asked
             if call is None:
                 return asked
+            if call.name in self._lost:
+                self._refuse(call)
+                continue
             if call.operation == "advance":
                 self._advancing[call.name] = call
                 asked[call.name] = call.arguments
                 continue
             if call.operation == "end":
                 self._advancing.pop(call.name, None)
-                asked.pop(call.name, None)
             self._perform(call)
+
+    def _refuse(self, call: Call) -> None:
+        error = self._lost[call.name]
+        if call.operation == "end":
+            del self._lost[call.name]
+        call.end(error=error)
 
     def _perform(self, call: Call) -> None:
         try:
             arguments = {"name": call.name, **call.arguments}
-            call.end(self._in_child(call.operation, arguments, call.seconds))
+            result = self._in_child(call.operation, arguments, call.seconds)
+            if call.operation == "end":
+                self._inside.discard(call.name)
+            else:
+                self._inside.add(call.name)
+            call.end(result)
         except EngineError as error:
             call.end(error=error)
         except Exception as error:
@@ -157,10 +175,12 @@ class BatchRunner:
         return self.child.call(operation, arguments, tick=self._tick, seconds=seconds)
 
     def _fail(self, error: Exception) -> None:
-        """End all requests to advance: their replicas are lost."""
+        """End all requests to advance: the batch has ended, and its replicas are lost."""
         for call in self._advancing.values():
             call.end(error=error)
         self._advancing.clear()
+        self._lost |= dict.fromkeys(self._inside, error)
+        self._inside.clear()
 
     def _tick(self) -> None:
         if self._closing.is_set():

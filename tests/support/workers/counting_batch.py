@@ -25,6 +25,8 @@ def end(name: str) -> None:
 def advance(asked: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """Returns, of replicas that are done, how many moved with them in the last check."""
     for name, request in asked.items():
+        if name not in REPLICAS:
+            raise RuntimeError("no such replica")
         REPLICAS[name] = request["checks"]
         if name == "dies":
             os._exit(9)

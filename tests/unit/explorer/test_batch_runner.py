@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -56,6 +57,11 @@ def advance(runner: BatchRunner, name: str, checks: int, task: Any = None) -> An
     return runner.call("advance", name, {"checks": checks}, task or Task())
 
 
+def put_and_advance(runner: BatchRunner, name: str, checks: int, task: Any = None) -> Any:
+    runner.call("put", name, {}, Task())
+    return advance(runner, name, checks, task)
+
+
 def submitted(
     runner: BatchRunner, threads: ThreadPoolExecutor, name: str, checks: int = 100_000
 ) -> Future[Any]:
@@ -89,12 +95,25 @@ def test_a_crash_ends_all_that_move_and_nothing_afterwards(
 ) -> None:
     moving = [submitted(runner, threads, name) for name in "ab"]
     with pytest.raises(EngineCrashed):
-        advance(runner, "dies", 1)
+        put_and_advance(runner, "dies", 1)
     for each in moving:
         with pytest.raises(EngineCrashed):
             each.result()
-    assert runner.call("put", "a", {}, Task()) == 1
-    assert advance(runner, "a", 2) == 1
+    assert runner.call("put", "next", {}, Task()) == 1
+    assert advance(runner, "next", 2) == 1
+
+
+@pytest.mark.parametrize(("end", "error"), [("dies", EngineCrashed), ("fails", EngineError)])
+def test_a_replica_between_segments_ends_with_the_batch_and_harms_no_later_one(
+    runner: BatchRunner, threads: ThreadPoolExecutor, end: str, error: type[Exception]
+) -> None:
+    runner.call("put", "waits", {}, Task())
+    with pytest.raises(error) as cause:
+        put_and_advance(runner, end, 1)
+    later = submitted(runner, threads, "later", checks=50)
+    with pytest.raises(error, match=re.escape(str(cause.value))):
+        advance(runner, "waits", 1)
+    assert later.result() == 1
 
 
 def test_an_error_within_a_segment_ends_all_that_move(
@@ -102,7 +121,7 @@ def test_an_error_within_a_segment_ends_all_that_move(
 ) -> None:
     moving = submitted(runner, threads, "a")
     with pytest.raises(EngineError, match="no such model"):
-        advance(runner, "fails", 1)
+        put_and_advance(runner, "fails", 1)
     with pytest.raises(EngineError, match="no such model"):
         moving.result()
 
@@ -133,7 +152,7 @@ def test_a_child_that_hangs_is_killed_after_the_time_limit_of_its_tasks(
     runner: BatchRunner,
 ) -> None:
     with pytest.raises(EngineCrashed):
-        advance(runner, "hangs", 1, Task(max_seconds=1.0))
+        put_and_advance(runner, "hangs", 1, Task(max_seconds=1.0))
     assert runner.call("put", "a", {}, Task()) == 1
 
 
@@ -142,13 +161,13 @@ def test_a_child_that_hangs_is_killed_as_soon_as_a_task_is_stuck(
 ) -> None:
     task = Task()
     moving = submitted(runner, threads, "a")
-    hanging = threads.submit(advance, runner, "hangs", 1, task)
+    hanging = threads.submit(put_and_advance, runner, "hangs", 1, task)
     task.stuck = True
     with pytest.raises(Stuck):
         hanging.result()
     with pytest.raises(EngineCrashed, match="hung"):
         moving.result()
-    assert runner.call("put", "a", {}, Task()) == 1
+    assert runner.call("put", "next", {}, Task()) == 1
 
 
 def test_every_segment_is_progress_of_all_that_move(runner: BatchRunner) -> None:

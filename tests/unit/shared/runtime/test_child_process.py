@@ -26,7 +26,9 @@ from dpstream.shared.errors import (
 )
 from dpstream.shared.runtime import child_process as engine_module
 from dpstream.shared.runtime.child_process import ChildProcess
+from dpstream.shared.runtime.device import chosen
 from dpstream.shared.runtime.scratch import STEM
+from tests.support.workers.nvml import H200, has_gpus
 from tests.support.workers.worker import stop_after
 
 pytestmark = pytest.mark.slow
@@ -422,3 +424,18 @@ def test_the_child_dies_with_a_killed_parent(tmp_path: Path, modules: Path, modu
     parent.wait()
     parent.stdout.close()
     eventually(lambda: not any(is_running(pid) for pid in family))
+
+
+def test_no_child_starts_without_the_gpu_of_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA hides a lost GPU, and an engine that started would compute on the CPU."""
+    nvml = has_gpus(monkeypatch, H200)
+    engine = ChildProcess("toy_child", tmp_path / "scratch", device=chosen("auto"))
+    assert engine.call("environment", {})["CUDA_VISIBLE_DEVICES"] == H200.uuid
+    nvml.gpus = ()
+    assert engine.call("echo", {"value": 1}) == 1
+    engine.kill()
+    with pytest.raises(MachineFault, match=r"NVIDIA H200 is lost: .*Not Found"):
+        engine.call("echo", {"value": 1})
+    assert nvml.open == 0
