@@ -28,13 +28,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from itertools import chain
 
 from dpstream.services.coordinator.apply import apply
+from dpstream.services.coordinator.demand import demand_of
 from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.fleet.processes import ABOUT_PROCESSES, Processes
 from dpstream.services.coordinator.fleet.status import FleetStatus
 from dpstream.services.coordinator.inbox import Inbox
+from dpstream.services.coordinator.leases import Leases
 from dpstream.services.coordinator.ledger.ledger import (
     Ledger,
     LedgerEntry,
@@ -42,7 +43,6 @@ from dpstream.services.coordinator.ledger.ledger import (
     begun_and_ended,
     finished_uri,
 )
-from dpstream.services.coordinator.ledger.salvage import stored_training
 from dpstream.services.coordinator.open_campaign import OpenCampaign, header
 from dpstream.services.coordinator.parked import ParkedEvents
 from dpstream.services.coordinator.policy import decide
@@ -126,7 +126,6 @@ class Coordinator:
     connected: bool = False
     last_pass: float = field(default_factory=time.monotonic)
     """When the loop last completed a pass or noticed an outage, monotonic clock."""
-    _clock_checked: float | None = None
     _fences_checked: float = -FENCE_CHECK
     _processes_checked: float = -PROCESS_CHECK
     _compared: Collection[str] = ()
@@ -136,6 +135,7 @@ class Coordinator:
         self.parked = ParkedEvents(self.store)
         users = self.bus.user is not None
         self.inbox = Inbox(self.store, self.clock, self.parked, users=users)
+        self.leases = Leases(self.bus, self.store, self.lease_seconds, self.clock, self.timer)
 
     @property
     def computed_labels(self) -> int:
@@ -319,12 +319,12 @@ class Coordinator:
         `ended`: processes of workers that had ended before the last batch was taken, so that all
         their messages have been received."""
         now = self.timer()
-        self._extend_leases_after_absence(now)
+        self.leases.extend_after_absence(self.open_campaigns.values(), now)
         self._check_fences(now)
         with_processes = self._is_process_check_due(now, ended)
         for campaign, open_campaign in list(self.open_campaigns.items()):
             # Kept until they are in the ledger: a lapse ends the lease.
-            lapsed = self._lapsed(open_campaign, now, ended if with_processes else ())
+            lapsed = self.leases.lapsed(open_campaign, now, ended if with_processes else ())
             open_campaign.own_events += lapsed + self._missing(open_campaign, now)
             resolvable = self._resolvable(open_campaign)
             if open_campaign.own_events or open_campaign.needs_recovery or resolvable:
@@ -337,7 +337,7 @@ class Coordinator:
                 self.processes.occupied = frozenset().union(
                     *(each.processes.names for each in every)
                 )
-            self.on_demand(self.demand())
+            self.on_demand(demand_of(self.open_campaigns.values(), self.timer()))
 
     def _missing(self, open_campaign: OpenCampaign, now: float) -> list[m.Message]:
         """Reports queues whose tasks no worker has served for too long."""
@@ -365,26 +365,6 @@ class Coordinator:
             return False
         self._compared, self._processes_checked = ended or self._compared, now
         return True
-
-    def demand(self) -> dict[str, Demand]:
-        """The tasks of active campaigns by queue. Those of paused and ended ones need no worker,
-        except one that a campaign waits for because no worker serves its queue."""
-        served = [each for each in self.open_campaigns.values() if each.active]
-        waits = [each for each in self.open_campaigns.values() if each.state.missing]
-        queues = {*chain(*(each.task_queue.waiting + each.task_queue.busy for each in served))}
-        queues |= {*chain(*(each.state.missing for each in waits))}
-        now = self.timer()
-        return {queue: _demand(queue, now, served, waits) for queue in queues}
-
-    def _extend_leases_after_absence(self, now: float) -> None:
-        """Leases do not run while this coordinator cannot receive heartbeats, for example during an
-        outage or while a laptop sleeps."""
-        absence = 0.0 if self._clock_checked is None else now - self._clock_checked
-        self._clock_checked = now
-        if absence > self.lease_seconds / 4:
-            for open_campaign in self.open_campaigns.values():
-                leases = open_campaign.leases.items()
-                open_campaign.leases = {task: end + absence for task, end in leases}
 
     def _check_fences(self, now: float) -> None:
         if now - self._fences_checked < FENCE_CHECK:
@@ -572,47 +552,6 @@ class Coordinator:
         """Whether no worker has this claim: the coordinator does, or it cannot be read."""
         return not isinstance(read_message(self.store, key), m.TaskClaimed)
 
-    def _lapsed(
-        self, open_campaign: OpenCampaign, now: float, ended: Collection[str]
-    ) -> list[m.Message]:
-        late = open_campaign.overdue(now)
-        if ended:
-            self._recall_claims(open_campaign, open_campaign.of_unknown_process(BATCH))
-        lost = {*late, *open_campaign.orphaned(ended)}
-        if lost and self.bus.depth(COORDINATOR):
-            # Heartbeats, releases and results may still be in the queue: no lease ends while the
-            # coordinator lags behind.
-            open_campaign.leases.update(dict.fromkeys(late, now + self.lease_seconds))
-            return []
-        self._recall_claims(
-            open_campaign, [task for task in lost if task not in open_campaign.kept]
-        )
-        stored = self._stored_trainings(open_campaign, lost)  # read before any lease is ended
-        lapses = {task: open_campaign.lapse(task, now, self.clock()) for task in sorted(lost)}
-        return [stored.get(task) or lapsed for task, lapsed in lapses.items()]
-
-    def _stored_trainings(
-        self, open_campaign: OpenCampaign, tasks: Iterable[str]
-    ) -> dict[str, m.MemberTrained | None]:
-        """Results whose events were lost."""
-        commands = [open_campaign.state.tasks[task].command for task in tasks]
-        return {
-            command.task: stored_training(self.store, command)
-            for command in commands
-            if isinstance(command, m.Train)
-        }
-
-    def _recall_claims(self, open_campaign: OpenCampaign, tasks: Iterable[str]) -> None:
-        """Reads the claims of tasks that were running before this coordinator started: a process
-        that has ended sends no heartbeat."""
-        for task in tasks:
-            command = open_campaign.state.tasks[task].command
-            key = claim_uri(command.campaign, command.task, command.attempt)
-            claim = read_message(self.store, key)
-            claimed = claim if isinstance(claim, m.TaskClaimed) else None
-            age = 0.0 if claimed is None else max(0.0, self.clock() - claimed.time)
-            open_campaign.recall(task, claimed, made=self.timer() - age)
-
     def _is_claimed(self, task: Task) -> bool:
         """Whether a worker holds the claim, even if its task-claimed event has not arrived."""
         command = task.command
@@ -627,20 +566,3 @@ class Coordinator:
 
 def _campaign_of(event: m.Message | None) -> str | None:
     return None if event is None or isinstance(event, m.ProcessStarted) else event.campaign
-
-
-def _demand(
-    queue: str, now: float, active: Sequence[OpenCampaign], waits: Sequence[OpenCampaign] = ()
-) -> Demand:
-    """`waits`: campaigns that are paused until a worker serves some queues."""
-    missing = [each for each in waits if queue in each.state.missing]
-    queues = [each.task_queue for each in active]
-    paused = sum(each.task_queue.waiting[queue] > 0 for each in missing)
-    declined = (each.task_queue for each in active if each.is_declined(queue, now))
-    times = [each.usual_seconds[queue] for each in active if queue in each.usual_seconds]
-    return Demand(
-        waiting=sum(each.waiting[queue] for each in queues) + paused,
-        declined=sum(each.waiting[queue] for each in declined) + paused,
-        running=sum(each.busy[queue] for each in queues),
-        seconds=sum(times) / len(times) if times else None,
-    )

@@ -285,17 +285,18 @@ def first_training(harness: CoordinatorHarness) -> m.Train:
     return command
 
 
-def test_an_outage_at_the_end_of_a_lease_loses_no_task(harness: CoordinatorHarness) -> None:
+def test_an_outage_at_the_end_of_a_lease_loses_no_task(store: FolderStore) -> None:
+    failing = list[str]()
+    harness = CoordinatorHarness(FlakyStore(store, failing.__contains__))
     command = first_training(harness)
     harness.publish(harness.world.answer(command)[0])
     harness.step()
     harness.pass_time(LEASE)
     harness.now += 1.0
-    good = harness.coordinator.store
-    harness.coordinator.store = FlakyStore(good, lambda operation: operation == "exists")
+    failing.append("exists")
     with pytest.raises(StoreError):
         harness.step()
-    harness.coordinator.store = good
+    failing.clear()
     harness.pass_time(20.0)
     again = [(c.task, c.attempt) for c in harness.published() if c.task == command.task]
     assert again == [(command.task, 2)]
