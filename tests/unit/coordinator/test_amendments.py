@@ -741,7 +741,7 @@ def test_a_known_system_keeps_its_meaning() -> None:
     campaign.until(lambda state: state.exploration.round)
     after = changed(spec(mode="streaming"), systems={"methane": {"structures": ["z"]}})
     assert refused(campaign, after).startswith(
-        'systems.methane.structures: ["x"] → ["z"]: cannot change in a campaign: frames of this'
+        'systems.methane.structures: ["x"] → ["z"]: cannot change in a campaign: existing frames'
     )
 
 
