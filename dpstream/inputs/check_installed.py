@@ -13,12 +13,12 @@ from dpstream.services.labeler.codes.ase import Ase, check_calculator
 from dpstream.services.labeler.codes.base import FileCode
 from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.errors import SpecError
+from dpstream.shared.gpu_builds import DISTRIBUTIONS, gpu_backends
 from dpstream.shared.runtime.device import Device
+from dpstream.shared.runtime.process import versions_of
 from dpstream.shared.spec import Spec, Stage
 from dpstream.shared.spec.engines import Batched, Gromacs
 from dpstream.shared.values import Recipe
-
-JAX_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 def check_engines(spec: Spec) -> None:
@@ -41,15 +41,15 @@ def check_engines(spec: Spec) -> None:
 
 
 def check_device(spec: Spec, device: Device) -> None:
-    """Raises `SpecError` if the device setting demands a GPU that JAX cannot use here. (Of other
-    backends only their engine knows.)"""
-    if not device.required or device.gpu is None or spec.training.backend != "jax":
+    """Raises `SpecError` if the device setting requires a GPU, and the backend is built for CPUs
+    here. (Whether another one finds the GPU is known to its engine alone.)"""
+    backend = BACKENDS[spec.training.backend]
+    if not device.required or device.gpu is None:
         return
-    if not any(find_spec(plugin) for plugin in JAX_PLUGINS):
+    if spec.training.backend not in gpu_backends(versions_of(DISTRIBUTIONS)):
         raise SpecError(
-            f"DPSTREAM_DEVICE requires {device.gpu.name}, but JAX has no CUDA plug-in here and "
-            f"would train on the CPU; pip install '{BACKENDS['jax'].on_gpu}', or set "
-            "DPSTREAM_DEVICE=cpu"
+            f"DPSTREAM_DEVICE requires {device.gpu.name}, but {backend.title} is built for CPUs "
+            f"here; pip install '{backend.on_gpu}', or set DPSTREAM_DEVICE=cpu"
         )
 
 

@@ -29,9 +29,10 @@ from dpstream.services.trainer.resources import MODELS, TrainerResources
 from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.errors import BusError, SpecError
+from dpstream.shared.gpu_builds import DISTRIBUTIONS, gpu_backends
 from dpstream.shared.messages import CampaignAmended, CampaignResumed, CampaignSubmitted
 from dpstream.shared.runtime.device import Device
-from dpstream.shared.runtime.process import WorkerPlan
+from dpstream.shared.runtime.process import WorkerPlan, versions_of
 from dpstream.shared.runtime.scratch import private_folder
 from dpstream.shared.runtime.worker import Worker
 from dpstream.shared.store.folder import FolderStore
@@ -66,8 +67,9 @@ class LocalCluster:
             self.bus, self.store, lease_seconds=60 * HEARTBEAT, patience=0.0
         )
         if self.device.gpu is not None:
-            gpu = f"this machine has {self.device.gpu.name}"
-            self.coordinator.processes.gpu_trainer = gpu
+            why = f"this machine has {self.device.gpu.name}"
+            built = gpu_backends(versions_of(DISTRIBUTIONS))
+            self.coordinator.processes.gpu_trainers |= dict.fromkeys(built, why)
         self._leaving = ExitStack()
         self.scratch = self._leaving.enter_context(private_folder(None))
         self.shared = SharedResources(self.scratch, device=self.device)

@@ -326,8 +326,8 @@ class Coordinator:
             # Kept until they are in the ledger: a lapse ends the lease.
             lapsed = self.leases.lapsed(open_campaign, now, ended if with_processes else ())
             open_campaign.own_events += lapsed + self._missing(open_campaign, now)
-            resolvable = self._resolvable(open_campaign)
-            if open_campaign.own_events or open_campaign.needs_recovery or resolvable:
+            resolved = self._batch_on_gpu(open_campaign)
+            if open_campaign.own_events or open_campaign.needs_recovery or resolved:
                 self._serve(campaign, ())
             self._publish_tasks(open_campaign)
             open_campaign.ledger.write_due_head(now)
@@ -399,8 +399,7 @@ class Coordinator:
             if open_campaign.needs_recovery:
                 self._recover(open_campaign)
             own = tuple(open_campaign.own_events)
-            batch = [self._batch_on_gpu(campaign)] if self._resolvable(open_campaign) else []
-            self._handle(open_campaign, [*batch, *own, *events])
+            self._handle(open_campaign, [*self._batch_on_gpu(open_campaign), *own, *events])
         except DAMAGE as error:
             del self.open_campaigns[campaign]
             self._leave(campaign, error)
@@ -415,19 +414,21 @@ class Coordinator:
             open_campaign.parked = {}
         self._publish_tasks(open_campaign)
 
-    def _resolvable(self, open_campaign: OpenCampaign) -> bool:
-        """Whether a trainer on a GPU fixes what `training.batch_atoms: auto` means."""
+    def _batch_on_gpu(self, open_campaign: OpenCampaign) -> tuple[m.BatchResolved, ...]:
+        """What `training.batch_atoms: auto` means, if a trainer on a GPU fixes it now."""
         state = open_campaign.state
+        why = self.processes.gpu_trainers.get(state.spec.training.backend)
         waits = open_campaign.active and state.batch_atoms is None
-        return bool(waits and self.processes.gpu_trainer and state.spec.mode != "lockstep")
-
-    def _batch_on_gpu(self, campaign: str) -> m.BatchResolved:
-        return m.BatchResolved(
-            id=stable_id("batch", campaign),
-            campaign=campaign,
-            time=self.clock(),
-            batch_atoms=GPU_BATCH,
-            why=self.processes.gpu_trainer,
+        if why is None or not waits or state.spec.mode == "lockstep":
+            return ()
+        return (
+            m.BatchResolved(
+                id=stable_id("batch", state.spec.name),
+                campaign=state.spec.name,
+                time=self.clock(),
+                batch_atoms=GPU_BATCH,
+                why=why,
+            ),
         )
 
     def _opened(self, campaign: str) -> OpenCampaign | None:

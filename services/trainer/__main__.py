@@ -9,6 +9,7 @@ from pathlib import Path
 from dpstream.services.trainer.handlers import HANDLERS, unserved
 from dpstream.services.trainer.resources import TrainerResources
 from dpstream.services.trainer.settings import TrainerSettings
+from dpstream.shared.gpu_builds import DISTRIBUTIONS
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import Train
 from dpstream.shared.runtime.device import Device, chosen
@@ -17,7 +18,6 @@ from dpstream.shared.runtime.slots import Need, fitting, slots_of, this_process
 
 log = logger()
 
-PROGRAMS = ("deepmd-kit", "tensorflow", "tensorflow-cpu", "torch", "jax")
 TRAINING_MIB = 1200.0
 """Memory of one training on a CPU: measured 990 MiB for an alloy of 108 atoms (TensorFlow)."""
 TRAINING_ON_GPU_MIB, GPU_MIB = 4000.0, 1200.0
@@ -33,7 +33,7 @@ def plans(settings: TrainerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     for number in range(slots(settings, device)):
         own = scratch / f"slot-{number}"
         resources = TrainerResources(own, settings.threads, models, device)
-        programs = versions_of(PROGRAMS)
+        programs = versions_of(DISTRIBUTIONS)
         plan = WorkerPlan((Train.QUEUE,), HANDLERS, resources, programs, device, unserved)
         plans.append(plan)
     return plans

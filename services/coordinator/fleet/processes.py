@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dpstream.shared import messages as m
+from dpstream.shared.gpu_builds import gpu_backends
 
 REMEMBERED = 3600.0
 """Seconds for which an ended process is remembered: a claim may arrive after the news of the end,
@@ -29,9 +30,9 @@ class Processes:
     """Processes with at least one running task; replaced, never changed, by the loop."""
     up: dict[str, float] = field(default_factory=dict)
     """Processes that have sent a message, and when the first arrived, seconds since the epoch."""
-    gpu_trainer: str = ""
-    """Why trainings may expect a GPU: a trainer that has one has started, or a pool of the fleet
-    file starts such trainers on demand. Empty if neither is known."""
+    gpu_trainers: dict[str, str] = field(default_factory=dict)
+    """Why trainings of a backend may expect a GPU: a trainer that has one has started, or a pool of
+    the fleet file starts such trainers on demand. Without backends for which neither is known."""
     nameless_at: float | None = None
     """When a worker of an earlier release, which does not name its process, last sent a message,
     seconds since the epoch."""
@@ -61,7 +62,8 @@ class Processes:
 
     def _look_for_gpu(self, started: m.TrainerStarted) -> None:
         if started.devices:
-            self.gpu_trainer = f"{started.worker} trains on {started.devices[0]}"
+            why = f"{started.worker} trains on {started.devices[0]}"
+            self.gpu_trainers |= dict.fromkeys(gpu_backends(started.programs), why)
 
     def end(self, names: Iterable[str], now: float, up: Iterable[str] = ()) -> None:
         """Takes in processes that a fleet engine lists as ended, and those that it lists as `up`,

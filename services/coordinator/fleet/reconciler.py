@@ -40,6 +40,7 @@ from dpstream.services.coordinator.fleet.processes import Processes
 from dpstream.services.coordinator.fleet.spending import Spending, Spent, spending_uri
 from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus, Sample
 from dpstream.shared.errors import FleetError, FleetLimit, NotFound, SpecError, StoreError
+from dpstream.shared.gpu_builds import BACKENDS
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import Train
 from dpstream.shared.ports import Launch, Store
@@ -172,7 +173,8 @@ class Reconciler:
             self._memory[name].spot = pool.spot
             self._memory[name].list_lag = LIST_LAG.get(pool.engine, 0.0)
             if pool.gpus and Train.QUEUE in pool.serves:
-                self.processes.gpu_trainer = f"the trainers of pool {name} have a GPU"
+                why = f"the trainers of pool {name} have a GPU"
+                self.processes.gpu_trainers |= dict.fromkeys(BACKENDS, why)
 
     def _read_again(self) -> bool:
         """Reads a changed fleet file; a bad one is refused, and the old one stays. Whether the file

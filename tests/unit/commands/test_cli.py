@@ -383,9 +383,26 @@ def test_a_gpu_that_is_not_there_leaves_no_campaign_behind(
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize(("setting", "plugin"), [("cuda", False), ("cuda", True), ("auto", False)])
-def test_jax_without_its_cuda_plugin_where_a_gpu_is_demanded(
-    call: Call, monkeypatch: pytest.MonkeyPatch, setting: str, plugin: bool
+JAX, TENSORFLOW = {"jax": "0.9.0"}, {"tensorflow-cpu": "2.21.0"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "backend", "programs", "remedy"),
+    [
+        ("cuda", "jax", JAX, "dpstream[jax-cuda]"),
+        ("cuda", "jax", JAX | {"jax-cuda12-plugin": "0.9.0"}, None),
+        ("auto", "jax", JAX, None),
+        ("cuda", "tensorflow", TENSORFLOW, "deepmd-kit[gpu,cu12]"),
+        ("auto", "tensorflow", TENSORFLOW, None),
+    ],
+)
+def test_a_backend_built_for_cpus_where_a_gpu_is_demanded(
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    backend: str,
+    programs: dict[str, str],
+    remedy: str | None,
 ) -> None:
     class Begun(Exception):
         pass
@@ -396,19 +413,19 @@ def test_jax_without_its_cuda_plugin_where_a_gpu_is_demanded(
     has_gpus(monkeypatch, H200)
     monkeypatch.setenv("DPSTREAM_DEVICE", setting)
     real = importlib.util.find_spec
-    here = {"jax": True, "jax_cuda12_plugin": plugin or None, "jax_cuda13_plugin": None}
     monkeypatch.setattr(
         "dpstream.inputs.check_installed.find_spec",
-        lambda name: here[name] if name in here else real(name),
+        lambda name: True if name == "jax" else real(name),
     )
+    monkeypatch.setattr("dpstream.inputs.check_installed.versions_of", lambda names: programs)
     monkeypatch.setattr(dpstream.commands.run.local, "LocalCluster", begin)
-    status, _, err = call("run", changed("training.backend", "jax"))
-    if plugin or setting == "auto":
+    status, _, err = call("run", changed("training.backend", backend))
+    if remedy is None:
         assert "Begun" in err
     else:
         assert (status, err.count("\n")) == (2, 1)
-        assert "NVIDIA H200, but JAX has no CUDA plug-in" in err
-        assert "pip install 'dpstream[jax-cuda]'" in err
+        assert "NVIDIA H200, but" in err
+        assert f"is built for CPUs here; pip install '{remedy}'" in err
         assert not Path("runs").exists()
 
 

@@ -30,6 +30,7 @@ from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import Broker, InProcessBus
 from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.errors import FleetError, FleetLimit, SpecError, StoreError
+from dpstream.shared.gpu_builds import BACKENDS
 from dpstream.shared.logs import configure
 from dpstream.shared.ports import Launch, Outgoing
 from dpstream.shared.store.folder import FolderStore
@@ -826,6 +827,7 @@ def test_long_lists_are_read_less_often_but_a_timeout_delays_nothing_for_minutes
 def test_a_pool_of_trainers_with_a_gpu_is_known_before_they_start(harness: Harness) -> None:
     gpu = {"engine": "slurm", "max": 1, "gpus": 1}
     harness.write(gpu={**gpu, "serves": ["explore"]})
-    assert not harness.start().processes.gpu_trainer
+    assert not harness.start().processes.gpu_trainers
     harness.write(gpu={**gpu, "serves": ["train"]})
-    assert harness.start().processes.gpu_trainer == "the trainers of pool gpu have a GPU"
+    why = "the trainers of pool gpu have a GPU"
+    assert harness.start().processes.gpu_trainers == dict.fromkeys(BACKENDS, why)

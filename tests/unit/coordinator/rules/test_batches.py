@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from dpstream.services.coordinator.policy import decide
 from dpstream.services.trainer.training_input import TrainingRun, build_input
 from dpstream.shared import messages as m
 from dpstream.shared.codec import encode
+from dpstream.shared.gpu_builds import BACKENDS, gpu_backends
 from dpstream.shared.runtime.device import chosen
 from dpstream.shared.spec import Training
 from dpstream.shared.spec.training import CPU_BATCH, GPU_BATCH
@@ -32,7 +34,9 @@ def harness(tmp_path: Path) -> CoordinatorHarness:
     return CoordinatorHarness(FolderStore(tmp_path))
 
 
-def trainer(*devices: str, kind: type[m.ProcessStarted] = m.TrainerStarted) -> m.ProcessStarted:
+def trainer(
+    *devices: str, kind: type[m.ProcessStarted] = m.TrainerStarted, **programs: str
+) -> m.ProcessStarted:
     return kind(
         id=f"up-{len(devices)}",
         time=1.0,
@@ -41,6 +45,7 @@ def trainer(*devices: str, kind: type[m.ProcessStarted] = m.TrainerStarted) -> m
         slots=1,
         queues=("train",),
         devices=devices,
+        programs=programs,
     )
 
 
@@ -82,6 +87,39 @@ def test_a_trainer_on_a_gpu_decides_for_all_members_and_versions(
     assert len({command.version for command in trainings(harness)}) > 2
     first = trainings(harness)[0]
     assert (first.steps, first.rate) == (1000, 1.0), "the six frames fill no batch"
+
+
+CPU_BUILD, GPU_BUILD = {"tensorflow-cpu": "2.21.0"}, {"tensorflow": "2.21.0"}
+
+
+@pytest.mark.parametrize(
+    ("programs", "batch"),
+    [
+        (CPU_BUILD, CPU_BATCH),
+        (CPU_BUILD | {"torch": "2.11.0"}, CPU_BATCH),  # the campaign's backend is TensorFlow
+        (GPU_BUILD, GPU_BATCH),
+    ],
+)
+def test_a_trainer_whose_backend_is_built_for_cpus_leaves_the_batch_of_a_cpu(
+    harness: CoordinatorHarness, programs: dict[str, str], batch: int
+) -> None:
+    harness.publish(trainer("NVIDIA H200", **programs))
+    assert finish(harness) == {batch}
+
+
+@pytest.mark.parametrize(
+    ("programs", "backends"),
+    [
+        ({}, BACKENDS),  # a trainer that states none
+        ({"deepmd-kit": "3.2.0"}, ()),
+        ({"torch": "2.11.0+cpu", "jax": "0.9.0"}, ()),
+        ({"torch": "2.11.0", "tensorflow-cpu": "2.21.0"}, ("pytorch",)),
+        ({"torch": "2.11.0+cu130"}, ("pytorch",)),
+        ({"jax": "0.9.0", "jax-cuda13-plugin": "0.9.0"}, ("jax",)),
+    ],
+)
+def test_backends_built_for_gpus(programs: dict[str, str], backends: Iterable[str]) -> None:
+    assert gpu_backends(programs) == {*backends}
 
 
 def test_a_trainer_that_starts_while_the_first_labels_are_computed_decides(
@@ -190,14 +228,24 @@ def test_the_input_has_the_batch_and_the_rate_of_the_command() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "expected"), [("auto", "this machine has NVIDIA H200"), ("cpu", "")]
+    ("device", "programs", "expected"),
+    [
+        ("auto", GPU_BUILD, {"tensorflow": "this machine has NVIDIA H200"}),
+        ("auto", CPU_BUILD, {}),
+        ("cpu", GPU_BUILD, {}),
+    ],
 )
 def test_a_run_on_this_machine_knows_its_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, expected: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    programs: dict[str, str],
+    expected: dict[str, str],
 ) -> None:
     has_gpus(monkeypatch, H200)
+    monkeypatch.setattr("dpstream.running.local_cluster.versions_of", lambda names: programs)
     cluster = LocalCluster(tmp_path, {}, chosen(device))
     try:
-        assert cluster.coordinator.processes.gpu_trainer == expected
+        assert cluster.coordinator.processes.gpu_trainers == expected
     finally:
         cluster.stop()
