@@ -15,10 +15,12 @@ from dpstream.export.results import CampaignResults
 from dpstream.inputs.frames_as_given import runs
 from dpstream.services.explorer.evaluation import deviations, verdicts_of
 from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.atoms.frames import Batch, Floats, Frame, frame_key
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.messages import Judge
 from dpstream.shared.runtime.context import Context
+from dpstream.shared.runtime.device import device_of_environment
 from dpstream.shared.runtime.scratch import private_folder
 from dpstream.shared.values import Ref, Rejected, Trust, campaign_uri
 from dpstream.simplify.pool import SimplifyPool
@@ -97,7 +99,7 @@ def _measured(
     devi: list[float] = []
     squares: list[Floats] = []
     above = 0
-    with _explorer(results, counts.trust) as (resources, context):
+    with measuring(results, counts.trust) as (resources, context):
         models = resources.committee(_manifest(results), context).models
         final = None if results.final is None else resources.model(results.final.model, context)
         for frames in runs(list(rest.values()), BATCH):
@@ -119,10 +121,12 @@ def _manifest(results: CampaignResults) -> Ref:
 
 
 @contextmanager
-def _explorer(
+def measuring(
     results: CampaignResults, trust: Trust
 ) -> Iterator[tuple[ExplorerResources, Context]]:
-    """An explorer's resources, and the context of a task outside the campaign."""
+    """An explorer's resources, for the models of the campaign's own trainings, and the context of a
+    task outside the campaign."""
+    formats = frozenset({BACKENDS[results.spec.training.backend].suffix})
     command = Judge(
         id="simplify",
         campaign=results.campaign,
@@ -136,9 +140,9 @@ def _explorer(
         trust=trust,
     )
     with private_folder(None) as scratch:
-        resources, bus = ExplorerResources(scratch / "bench"), InProcessBus()
+        device, bus, stopping = device_of_environment(), InProcessBus(), threading.Event()
+        resources = ExplorerResources(scratch / "bench", formats=formats, device=device)
         try:
-            stopping = threading.Event()
             yield resources, Context(results.store, bus, command, scratch, "simplify", stopping)
         finally:
             resources.close()

@@ -58,7 +58,7 @@ def run_campaign(
     not. `goes_on`: what a person types if the campaign has not converged. The result of a campaign
     that has ended before is printed at once. Raises `SpecError` before anything starts where `root`
     cannot be written, another run is at work there, the name is taken by a campaign with another
-    spec, or DPSTREAM_DEVICE demands a GPU that is not there, or that JAX cannot use.
+    spec, or DPSTREAM_DEVICE requires a GPU that is not there or that the backend cannot use.
     """
     device = device_of_environment()
     check_device(spec, device)

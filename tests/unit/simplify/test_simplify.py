@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,18 @@ from dpstream.shared.atoms.frames import (
     from_ase,
 )
 from dpstream.shared.errors import SpecError
+from dpstream.shared.runtime.device import Device
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
-from dpstream.shared.values import Trust, label_uri
+from dpstream.shared.values import Ref, Trust, campaign_uri, label_uri
 from dpstream.simplify.campaign import campaign, trajectory_length
 from dpstream.simplify.pool import SimplifyPool, read_pool
-from dpstream.simplify.remainder import Remainder
+from dpstream.simplify.remainder import Remainder, measuring
 from tests.support.campaigns.archived import frames_of
 from tests.support.campaigns.campaign_simulator import CampaignSimulator, spec
 from tests.support.campaigns.lossy_delivery import LossyDelivery
 from tests.support.dpgen import dpgen_methane
+from tests.support.workers.nvml import H200, has_gpus
 
 pytestmark = pytest.mark.usefixtures("one_parser")
 
@@ -320,3 +323,23 @@ def test_bad_words_on_the_command_line(
         cli.main()
     assert (ended.value.code, said in capfd.readouterr().err) == (2, True)
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("backend", "suffix"), [("pytorch", ".pth"), ("tensorflow", ".pb")])
+def test_the_models_of_the_campaigns_backend_measure_what_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, suffix: str
+) -> None:
+    has_gpus(monkeypatch, H200)
+    monkeypatch.setenv("DPSTREAM_DEVICE", "cpu")
+    store = FolderStore(tmp_path)
+    store.put(campaign_uri("c", "committees", "1.json"), b"{}")
+    results: Any = SimpleNamespace(
+        campaign="c",
+        store=store,
+        spec=spec(training={"backend": backend}),
+        spec_bytes=b"{}",
+        committee=[SimpleNamespace(version=1)],
+    )
+    with measuring(results, Trust(low=0.1, high=0.2)) as (resources, _):
+        assert resources.lacks(Ref.to(f"results/model{suffix}", b"")) is None
+        assert resources.device == Device("cpu")
