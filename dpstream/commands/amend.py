@@ -25,7 +25,7 @@ from dpstream.commands.options import (
 )
 from dpstream.inputs.gather import plausible
 from dpstream.running.amend import Draft, draft
-from dpstream.running.connection import HEARD, heard, is_folder
+from dpstream.running.connection import ANSWER_SECONDS, is_folder, once_taken_in
 from dpstream.running.requests import Way, way_to
 from dpstream.running.workers_version import with_workers_version
 from dpstream.services.coordinator.ledger.ledger import read_messages
@@ -35,7 +35,7 @@ from dpstream.shared.errors import SpecError
 from dpstream.shared.messages import CampaignAmended
 from dpstream.shared.ports import Store
 from dpstream.shared.spec import Spec
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 
 
 def amend(
@@ -46,7 +46,7 @@ def amend(
     code: Code = None,
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
-    wait: Wait = HEARD,
+    wait: Wait = ANSWER_SECONDS,
     force: Force = False,
     yes: Yes = False,
 ) -> None:
@@ -67,7 +67,7 @@ def amend(
         loaded, _ = with_workers_version(loaded, recipe, store)
         found = draft(store, loaded, plausible(gathered, force), time.time())
         if found is None:
-            say(console, f"{name}: nothing differs from its plan")
+            print_line(console, f"{name}: nothing differs from its plan")
             return
         if broker is None and is_folder(root):
             check_workers(found, loaded)
@@ -81,7 +81,7 @@ def amend(
 def agree(found: Draft, yes: bool) -> None:
     """Show an amendment and ask; ends the program without a yes."""
     for line in found.lines():
-        say(console, line)
+        print_line(console, line)
     if not yes:
         typer.confirm("Change the plan?", abort=True)
 
@@ -99,12 +99,12 @@ def _answer(store: Store, found: Draft, message: CampaignAmended, way: Way, wait
     """Print what the coordinator has made of an amendment; ends the program if it has not answered.
     Raises SpecError if it was refused."""
     name = found.event.campaign
-    now = heard(store, found.event, wait)
+    now = once_taken_in(store, found.event, wait)
     if now is None:
-        say(console, way.unanswered(message, wait))
+        print_line(console, way.unanswered(message, wait))
         raise typer.Exit(1)
     messages = list(read_messages(store, name))
     why = answer_to(messages, found.event)
     if why is not None:
         raise SpecError(f"{name}: refused: {why}")
-    say(console, headline_of(now, found.event.follows + 1, is_done(messages, found.event)))
+    print_line(console, headline_of(now, found.event.follows + 1, is_done(messages, found.event)))

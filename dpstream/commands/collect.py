@@ -21,7 +21,7 @@ from dpstream.shared.atoms.dataset import Labelled
 from dpstream.shared.atoms.frames import frame_key
 from dpstream.shared.errors import SpecError
 from dpstream.shared.values import ImportedSet, Recipe
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 from dpstream.terminal.plan import recipe_words
 
 COMMAND = "collect"
@@ -76,8 +76,8 @@ def collect(
     symbols = type_map_for(type_map, default, elements)
     claim(output, COMMAND)
     for y in chosen:
-        say(console, f"{y.campaign}: {len(y.labelled)} labels, {recipe_words(y.recipe)}")
-    say(console, write_dataset(labelled, output, COMMAND, symbols, **_about(chosen)))
+        print_line(console, f"{y.campaign}: {len(y.labelled)} labels, {recipe_words(y.recipe)}")
+    print_line(console, write_dataset(labelled, output, COMMAND, symbols, **_about(chosen)))
 
 
 @dataclass(frozen=True)

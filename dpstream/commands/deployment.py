@@ -33,14 +33,14 @@ from dpstream.deploy.access_files import parse_deployment, with_pools, write_acc
 from dpstream.inputs.gather import Gathered
 from dpstream.running.amend import once_more
 from dpstream.running.connection import (
-    HEARD,
-    LOOK,
+    ANSWER_SECONDS,
+    UPDATE_SECONDS,
     FollowedCampaign,
-    heard,
+    once_taken_in,
     open_bus,
     open_store,
-    say_it,
-    word,
+    publish,
+    request,
 )
 from dpstream.running.first_checks import FirstChecks
 from dpstream.running.requests import rests, waits_for_coordinator, way_to
@@ -76,7 +76,7 @@ from dpstream.shared.messages import (
 from dpstream.shared.ports import Bus, Store
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Recipe, campaign_uri
-from dpstream.terminal.console import console, notes, say
+from dpstream.terminal.console import console, notes, print_line
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.live import LiveView
 from dpstream.terminal.plan import introduce
@@ -99,7 +99,7 @@ def submit(
     name: NewName = None,
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
-    wait: Wait = HEARD,
+    wait: Wait = ANSWER_SECONDS,
     cross_check: CrossCheck = True,
     force: Force = False,
 ) -> None:
@@ -124,7 +124,7 @@ def handed_in(
         gathered = checks.passed(spec, gathered)
         introduce(console, spec, gathered, recipe)
     submitted = freeze(spec, gathered, recipe, store, time.time())
-    say_it(bus, announced(submitted))
+    publish(bus, announced(submitted))
     return submitted
 
 
@@ -154,9 +154,9 @@ def list_(
         them = "campaign is not listed; dpstream list --archived shows it"
         if left_out > 1:
             them = "campaigns are not listed; dpstream list --archived shows them"
-        say(console, f"{left_out} archived {them}")
+        print_line(console, f"{left_out} archived {them}")
     elif not listed:
-        say(console, "no campaigns")
+        print_line(console, "no campaigns")
 
 
 def _listed(store: Store, name: str) -> CampaignOverview:
@@ -181,7 +181,7 @@ def watch(campaign: Campaign = None, root: Root = DEFAULT_ROOT, broker: Broker =
         store, name = named(campaign, root)
         bus = open_bus(broker) if broker else None
         if verdict(store, name) is None and (remark := rests(root, broker, name)):
-            say(notes, f"{name}: {remark}")
+            print_line(notes, f"{name}: {remark}")
         try:
             followed = FollowedCampaign.open(store, name, bus)
             status = look_on(followed, followed.goes_on)
@@ -195,9 +195,9 @@ def look_on(followed: FollowedCampaign, going_on: Callable[[], bool]) -> int:
     """Show a campaign while `going_on`; the exit status."""
     LiveView(lambda: followed.status, notes, LEAVES, pace=followed.pace).watch(going_on)
     now = followed.status.overview
-    say(console, f"{now.name}: {now.headline}")
+    print_line(console, f"{now.name}: {now.headline}")
     if step := next_step(now):
-        say(notes, step)
+        print_line(notes, step)
     return 0 if now.verdict == "converged" else 1
 
 
@@ -222,10 +222,10 @@ def logs(
         reading, lines = LedgerReader.begin(store, name), LedgerLines(task, as_json)
         while True:
             for line in lines.of(messages_of(reading.new_segments())):
-                say(console, line)
+                print_line(console, line)
             if not follow or reading.state.finished is not None:
                 return
-            time.sleep(4 * LOOK)
+            time.sleep(4 * UPDATE_SECONDS)
 
 
 def pause(
@@ -233,22 +233,22 @@ def pause(
     why: Annotated[str, typer.Option("--why", metavar="TEXT", help=REASON)] = "on request",
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
-    wait: Wait = HEARD,
+    wait: Wait = ANSWER_SECONDS,
 ) -> None:
     """Pause a campaign: no new task starts; running tasks finish and their results are kept."""
-    _tell(word(CampaignPaused, _checked(campaign, root), why=why), root, broker, wait)
+    _send_request(request(CampaignPaused, _checked(campaign, root), why=why), root, broker, wait)
 
 
 def resume(
-    campaign: Name, root: Root = DEFAULT_ROOT, broker: Broker = None, wait: Wait = HEARD
+    campaign: Name, root: Root = DEFAULT_ROOT, broker: Broker = None, wait: Wait = ANSWER_SECONDS
 ) -> None:
     """Resume a paused campaign. If an abandoned task paused it, that task is retried.
 
     If a campaign has ended because its final model could not be verified, the model is verified
     again.
     """
-    if not _went_on(campaign, root, broker, wait):
-        _tell(word(CampaignResumed, _checked(campaign, root)), root, broker, wait)
+    if not _continued(campaign, root, broker, wait):
+        _send_request(request(CampaignResumed, _checked(campaign, root)), root, broker, wait)
 
 
 def cancel(
@@ -256,10 +256,10 @@ def cancel(
     why: Annotated[str, typer.Option("--why", metavar="TEXT", help=REASON)] = "",
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
-    wait: Wait = HEARD,
+    wait: Wait = ANSWER_SECONDS,
 ) -> None:
     """Cancel a campaign for good. Results are kept; running label tasks finish."""
-    _tell(word(CampaignCancelled, _checked(campaign, root), why=why), root, broker, wait)
+    _send_request(request(CampaignCancelled, _checked(campaign, root), why=why), root, broker, wait)
 
 
 def retry(
@@ -273,14 +273,14 @@ def retry(
     ] = None,
     root: Root = DEFAULT_ROOT,
     broker: Broker = None,
-    wait: Wait = HEARD,
+    wait: Wait = ANSWER_SECONDS,
 ) -> None:
     """Retry abandoned tasks.
 
     Abandoned trajectories are not retried: their round has continued without them. In a campaign
     that has ended, only the verification of the final model can be retried.
     """
-    if _went_on(campaign, root, broker, wait):
+    if _continued(campaign, root, broker, wait):
         return
     name = _checked(campaign, root)
     with within(root):
@@ -288,9 +288,11 @@ def retry(
     chosen = [_chosen(begins, useful) for begins in tasks or ()]
     if not useful:
         raise SpecError(f"{name}: no abandoned task can be retried")
-    _tell(word(TasksRetried, name, tasks=[task.task for task in chosen]), root, broker, wait)
+    _send_request(
+        request(TasksRetried, name, tasks=[task.task for task in chosen]), root, broker, wait
+    )
     for task in chosen or useful:
-        say(console, f"retry requested: {task.task} {task.title}")
+        print_line(console, f"retry requested: {task.task} {task.title}")
 
 
 def _chosen(begins: str, tasks: list[TaskLine]) -> TaskLine:
@@ -302,7 +304,7 @@ def _chosen(begins: str, tasks: list[TaskLine]) -> TaskLine:
     return found[0]
 
 
-def _went_on(campaign: str, root: str, broker: str | None, wait: float) -> bool:
+def _continued(campaign: str, root: str, broker: str | None, wait: float) -> bool:
     """Has a campaign go on that ended for want of something that can be tried again; whether it was
     such a one."""
     with within(root):
@@ -329,7 +331,7 @@ def _checked(campaign: str, root: str) -> str:
     return name
 
 
-def _tell(message: Message, root: str, broker: str | None, wait: float) -> None:
+def _send_request(message: Message, root: str, broker: str | None, wait: float) -> None:
     with within(root), way_to(root, broker, message.campaign) as way:
         way.send(message)
         _answer(there(root), message, wait, way.unanswered)
@@ -342,13 +344,13 @@ def _answer(
     unanswered: Callable[[Message, float], str] = waits_for_coordinator,
 ) -> None:
     """Print where the campaign stands once the coordinator has taken a message in."""
-    now = heard(store, message, wait)
+    now = once_taken_in(store, message, wait)
     if now is not None:
-        say(console, f"{message.campaign}: {now.headline}")
+        print_line(console, f"{message.campaign}: {now.headline}")
         if step := next_step(now):
-            say(notes, step)
+            print_line(notes, step)
         return
-    say(console, unanswered(message, wait))
+    print_line(console, unanswered(message, wait))
 
 
 def access(
@@ -393,4 +395,4 @@ def access(
     everyone = with_pools(users, pools)
     place = parse_deployment(everyone, bucket, prefix, vhost, broker_prefix)
     for file in write_access(place, output, pools):
-        say(console, f"wrote {file}")
+        print_line(console, f"wrote {file}")

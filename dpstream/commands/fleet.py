@@ -23,7 +23,7 @@ from dpstream.shared.errors import FleetError, SpecError
 from dpstream.shared.files import write_whole
 from dpstream.shared.ports import Launch
 from dpstream.shared.spec.errors import did_you_mean
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 from dpstream.terminal.tables import text_table
 
 fleet = typer.Typer(
@@ -75,7 +75,7 @@ def init(file: File = HERE) -> None:
     if file.exists():
         raise SpecError(f"{file}: exists; give another name")
     write_whole(file, EXAMPLE)
-    say(console, f"wrote {file}; edit it, then run: dpstream fleet check {file}")
+    print_line(console, f"wrote {file}; edit it, then run: dpstream fleet check {file}")
 
 
 @fleet.command()
@@ -105,7 +105,7 @@ def check(file: File = HERE) -> None:
         )
     console.print(table)
     for line in [*_worst_case(found), *_unknown_codes(found)]:
-        say(console, line)
+        print_line(console, line)
     if refused:
         raise typer.Exit(1)
 
@@ -116,8 +116,8 @@ def render(file: File = HERE, pool: Pool = None) -> None:
     found = read_fleet(file)
     engines = engines_of(found, file)
     for name in _named(found, pool):
-        say(console, f"# pool {name}")
-        say(console, engines[name].render(name))
+        print_line(console, f"# pool {name}")
+        print_line(console, engines[name].render(name))
 
 
 @fleet.command()
@@ -159,7 +159,7 @@ def stop(
                 done = _stopped(engine, launch, now)
             except FleetError as error:
                 done, is_complete = str(error), False
-            say(console, f"{launch.pool} {launch.name}: {done}")
+            print_line(console, f"{launch.pool} {launch.name}: {done}")
     if not is_complete:
         raise typer.Exit(1)
 
@@ -190,7 +190,7 @@ def _launches(found: FleetFile, file: Path) -> tuple[list[tuple[FleetEngine, Lau
         try:
             launches += [(engine, launch) for launch in engine.running()]
         except FleetError as error:
-            say(console, f"{', '.join(names)}: {error}")
+            print_line(console, f"{', '.join(names)}: {error}")
             is_complete = False
     return launches, is_complete
 

@@ -24,7 +24,7 @@ from dpstream.dpgen.param import Converted
 from dpstream.services.coordinator.fleet.pools import FleetFile
 from dpstream.shared.errors import SpecError, errors_at, write_errors
 from dpstream.shared.spec.errors import read_document, validated
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 from dpstream.terminal.tables import text_table
 
 
@@ -107,7 +107,7 @@ def import_(
     if machine is not None:
         console.print(key_table(f"{machine}", lines))
     for text in (*notes, *_closing(converted, output, amend)):
-        say(console, text)
+        print_line(console, text)
 
 
 def _name_to_keep(output: Path, name: str | None) -> str:

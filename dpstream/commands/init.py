@@ -43,7 +43,7 @@ from dpstream.shared.atoms.frames import (
 from dpstream.shared.errors import TaskError, errors_at
 from dpstream.shared.ports import Store
 from dpstream.shared.values import Rejected, stable_seed
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 from dpstream.terminal.interrupt import INTERRUPTED, signals
 from dpstream.terminal.progress import progress
 from dpstream.terminal.tables import text_table
@@ -188,13 +188,15 @@ class InitialJob:
         symbols = type_map_for(None, self.params.type_map or default, species)
         claim(self.output, self.command)
         for line in unused:
-            say(console, line)
+            print_line(console, line)
         with within(self.root):
             self.store = open_store(self.root)
             with signals(console) as stopping:
                 trajectories = self._trajectories(cells, opened, steps, stopping)
         if stopping.is_set():
-            say(console, "interrupted: all labels are kept; run the same command to continue")
+            print_line(
+                console, "interrupted: all labels are kept; run the same command to continue"
+            )
             raise typer.Exit(INTERRUPTED)
         self._finish(trajectories, symbols)
 
@@ -216,7 +218,7 @@ class InitialJob:
         ]
         if not stopping.is_set():
             total = len(starts) * steps.frames
-            say(console, f"{len(starts)} structures, at most {total} labels")
+            print_line(console, f"{len(starts)} structures, at most {total} labels")
             self._run_trajectories(starts, steps, stopping)
         return starts
 
@@ -231,7 +233,9 @@ class InitialJob:
             atoms = like(to_ase(cell), RecipeCalculator(labeler))
             done = relaxed(atoms, how, cell=variable_cell and cell.cell is not None)
             result[name] = canonical(from_ase(done)).frame
-            say(console, f"{name}: relaxed, {done.get_potential_energy() / len(done):.4f} eV/atom")
+            print_line(
+                console, f"{name}: relaxed, {done.get_potential_energy() / len(done):.4f} eV/atom"
+            )
 
         self._in_parallel(cells.items(), relax, stopping)
         return result
@@ -272,9 +276,11 @@ class InitialJob:
         kept = labelled[: self.params.coll_ndata]
         parameters = self.params.model_dump(mode="json")
         about = {"recipe": self.method.recipe.model_dump(), "parameters": parameters}
-        say(console, write_dataset(kept, self.output, self.command, symbols, **about))
+        print_line(console, write_dataset(kept, self.output, self.command, symbols, **about))
         if len(kept) < len(labelled):
-            say(console, f"coll_ndata: {len(kept)} of {len(labelled)} labelled frames are written")
+            print_line(
+                console, f"coll_ndata: {len(kept)} of {len(labelled)} labelled frames are written"
+            )
         ended = [trajectory for trajectory in trajectories if trajectory.ended]
         if ended:
             console.print(_early(ended))

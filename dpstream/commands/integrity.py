@@ -32,7 +32,7 @@ from dpstream.services.coordinator.ledger.archive_mark import mark_archived, mar
 from dpstream.services.coordinator.ledger.ledger import verdict
 from dpstream.shared.errors import SpecError, StoreError
 from dpstream.shared.ports import Store
-from dpstream.terminal.console import console, notes, say
+from dpstream.terminal.console import console, notes, print_line
 from dpstream.terminal.progress import progress
 
 Deep = Annotated[
@@ -69,16 +69,16 @@ def verify(
         exported = [] if exported_to is None else list(damaged_files(exported_to))
         result = verify_campaign(store, name, deep)
     for line in result.summary():
-        say(notes, line)
+        print_line(notes, line)
     for line in (*map(str, result.damage), *exported):
-        say(console, f"damaged: {line}")
+        print_line(console, f"damaged: {line}")
     if exported:
-        say(console, f"{exported_to}: {len(exported)} damaged; next: dpstream export {name}")
+        print_line(console, f"{exported_to}: {len(exported)} damaged; next: dpstream export {name}")
     if result.damage:
-        say(console, f"{name}: {len(result.damage)} damaged; next: dpstream repair {name}")
+        print_line(console, f"{name}: {len(result.damage)} damaged; next: dpstream repair {name}")
     if result.damage or exported:
         raise typer.Exit(DAMAGED)
-    say(console, f"{name}: no damage")
+    print_line(console, f"{name}: no damage")
 
 
 def repair(
@@ -122,16 +122,18 @@ def repair(
             store, name, None if backup is None else there(backup, "--from"), deep
         )
         for line in planned.lines():
-            say(console, line)
+            print_line(console, line)
         if not planned.damaged:
-            say(console, f"{name}: no damage")
+            print_line(console, f"{name}: no damage")
         elif not apply:
-            say(console, f"nothing was changed; next: dpstream repair {name} --apply")
+            print_line(console, f"nothing was changed; next: dpstream repair {name} --apply")
         else:
             if not yes:
                 typer.confirm("Repair the campaign?", abort=True)
             planned.write()
-            say(console, f"{name}: repaired; damaged objects are kept in campaigns/{name}/damaged/")
+            print_line(
+                console, f"{name}: repaired; damaged objects are kept in campaigns/{name}/damaged/"
+            )
     raise typer.Exit(DAMAGED if planned.lost else 0)
 
 
@@ -162,17 +164,19 @@ def archive(
                 f"{name}: has not ended; dpstream export {name} --archive writes what there is"
             )
         mark = write_verified(store, name, output or Path(f"{name}.zip"), time.time())
-        say(console, f"{mark.describe()}: complete; verified against all digests")
+        print_line(console, f"{mark.describe()}: complete; verified against all digests")
         try:
             mark_archived(store, last, mark)
         except StoreError as error:
-            say(
+            print_line(
                 console,
                 f"{name}: archived, but dpstream list still shows it: the store refused to record "
                 f"the archive: {error}",
             )
             return
-    say(console, f"{name}: archived; next: dpstream delete {name} frees its space and its name")
+    print_line(
+        console, f"{name}: archived; next: dpstream delete {name} frees its space and its name"
+    )
 
 
 def delete(
@@ -203,7 +207,7 @@ def delete(
             if is_folder(root):
                 held.enter_context(sole_runner(Path(root), name))
             if not yes:
-                say(console, _archive_line(store, name))
+                print_line(console, _archive_line(store, name))
                 typer.confirm(f"Delete {len(keys)} objects of {name} for good?", abort=True)
             with progress("deleted", len(keys)) as step:
                 for key in keys:
@@ -211,7 +215,7 @@ def delete(
                     step(key)
             if is_folder(root):  # empty folders and the lock
                 shutil.rmtree(Path(root) / "campaigns" / name, ignore_errors=True)
-    say(console, f"deleted {name}: {len(keys)} objects; its labels stay")
+    print_line(console, f"deleted {name}: {len(keys)} objects; its labels stay")
 
 
 def _archive_line(store: Store, name: str) -> str:

@@ -31,7 +31,7 @@ from dpstream.shared.atoms.frames import Frame, as_frame, canonical, decode_labe
 from dpstream.shared.errors import TaskError, errors_at
 from dpstream.shared.ports import Store
 from dpstream.shared.values import Accepted, Rejected
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 from dpstream.terminal.interrupt import INTERRUPTED, signals
 from dpstream.terminal.progress import progress
 from dpstream.terminal.tables import text_table
@@ -83,10 +83,12 @@ def label(
         stopped = job.run(workers)
         labelled = job.labelled()
     about = {"recipe": method.recipe.model_dump(), "sources": [str(path) for path in frames]}
-    say(console, f"{read.count} frames, {len(read.unique)} of them unique: {job.summary}")
-    say(console, write_dataset(labelled, output, COMMAND, elements, **about))
+    print_line(console, f"{read.count} frames, {len(read.unique)} of them unique: {job.summary}")
+    print_line(console, write_dataset(labelled, output, COMMAND, elements, **about))
     if stopped:
-        say(console, f"interrupted: {job.left} frames are left; run the same command to continue")
+        print_line(
+            console, f"interrupted: {job.left} frames are left; run the same command to continue"
+        )
         raise typer.Exit(INTERRUPTED)
     if job.rejected:
         console.print(rejections(job.rejected, read.numbers))

@@ -34,7 +34,7 @@ from dpstream.shared.ports import Store
 from dpstream.shared.runtime.context import fetch
 from dpstream.shared.spec import Stage
 from dpstream.shared.values import Dataset, Recipe, Ref, Rmse, Value
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 from dpstream.terminal.tables import text_table
 
 PREFIX = "library/"
@@ -105,7 +105,9 @@ def add(library: Library, campaign: Campaign = None, root: Root = DEFAULT_ROOT) 
         copied = sum(_copy(results, ref, target) for ref in _objects(results))
         entry = _enter(results, results.recipe, target)
     model = "no model" if entry.model is None else f"1 model ({', '.join(entry.model.type_map)})"
-    say(console, f"{name}: {entry.frames} labels, {model}; {copied} new objects in {library}")
+    print_line(
+        console, f"{name}: {entry.frames} labels, {model}; {copied} new objects in {library}"
+    )
 
 
 def _objects(results: CampaignResults) -> Iterator[Ref]:
@@ -219,7 +221,7 @@ def find(
         models = [e for e in known if _has_model(e, wanted, fits)]
         labels = [match for e in known if (match := _match(e, wanted, fits)).formulas]
         if not models and not labels:
-            say(console, f"{library}: no models or labels for {', '.join(sorted(wanted))}")
+            print_line(console, f"{library}: no models or labels for {', '.join(sorted(wanted))}")
             raise typer.Exit(1)
         for table in _tables(models, labels):
             console.print(table)
@@ -349,14 +351,16 @@ def _fetch(
         assert e.model is not None
         path = folder / "models" / f"{e.campaign}{Path(e.model.ref.uri).suffix}"
         path.write_bytes(fetch(store, e.model.ref))
-        say(console, f"{path}: the model of {e.campaign}")
+        print_line(console, f"{path}: the model of {e.campaign}")
     labelled = [item for match in labels for item in _labelled_part(store, match)]
     unique = {frame_key(item.frame): item for item in labelled}
     entries_used = [match.entry for match in labels]
     recipes = {e.recipe.digest: _recipe(e.recipe) for e in entries_used}
     about = {"campaigns": [e.campaign for e in entries_used], "recipes": recipes}
     symbols = sorted({symbol for item in labelled for symbol in item.frame.species})
-    say(console, write_dataset(list(unique.values()), folder, "library find", symbols, **about))
+    print_line(
+        console, write_dataset(list(unique.values()), folder, "library find", symbols, **about)
+    )
 
 
 def _labelled_part(store: Store, match: LibraryMatch) -> Iterator[Labelled]:

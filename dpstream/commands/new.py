@@ -16,7 +16,7 @@ from dpstream.new_campaign.labels import SETTINGS
 from dpstream.new_campaign.short import Kind, given, short_spec, symbols_in
 from dpstream.new_campaign.successor import Successor
 from dpstream.shared.errors import SpecError
-from dpstream.terminal.console import console, notes, say
+from dpstream.terminal.console import console, notes, print_line
 
 CODE = "tblite"
 """Labels structures where no code is named."""
@@ -113,6 +113,6 @@ def _write(
     fill: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     created = create(name, Path.cwd(), spec, files, fill)
-    say(console, f"wrote {created}")
+    print_line(console, f"wrote {created}")
     before = first.format(folder=name)
-    say(notes, f"next: {before}dpstream validate {Path(name) / created.name}")
+    print_line(notes, f"next: {before}dpstream validate {Path(name) / created.name}")

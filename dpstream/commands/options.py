@@ -47,7 +47,7 @@ from dpstream.shared.spec import Spec, expand_material
 from dpstream.shared.spec.engines import Gromacs
 from dpstream.shared.spec.errors import did_you_mean, validated
 from dpstream.shared.values import Recipe
-from dpstream.terminal.console import notes, say
+from dpstream.terminal.console import notes, print_line
 from dpstream.terminal.progress import at_work
 
 DEFAULT_ROOT = "runs"
@@ -183,11 +183,11 @@ def _prepared(
 ) -> tuple[Spec, Gathered, Recipe]:
     overrides = {k: value for k, value in (("mode", mode), ("name", name)) if value is not None}
     machines = () if machine is None else machine.machines
-    loaded = load_campaign(path, code, name, machines, partial(say, notes))
+    loaded = load_campaign(path, code, name, machines, partial(print_line, notes))
     if machine is not None:
         # Workers that join a deployment would start the command for campaigns of others, too.
         is_own = code is None and engines is not False
-        say(notes, adopt(machine, Labels(loaded.labels.code, is_own)))
+        print_line(notes, adopt(machine, Labels(loaded.labels.code, is_own)))
     spec = validated(Spec, {**loaded.model_dump(), **overrides}, "--")
     with errors_at(str(path), SpecError):
         return checked(spec, path.parent, engines)

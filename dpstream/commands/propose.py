@@ -22,11 +22,11 @@ from dpstream.inputs.read_structures import read_structures, streamed
 from dpstream.running.connection import open_bus
 from dpstream.shared.atoms.frames import Frame, as_frame
 from dpstream.shared.errors import BusError, SpecError
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 
 OPEN = ("candidate",)
 """Verdicts that are not final."""
-Say = Callable[[str], None]
+Show = Callable[[str], None]
 
 
 def propose(
@@ -90,24 +90,24 @@ def propose(
             WatchedFolder(watch, client, _show, **how).run()
         stream = sys.stdin if "-" in (files or []) else None
         correlation, count = offer(client, frames, stream, **how)
-        _say(f"proposed {count} frame{'s' * (count != 1)} to {campaign} as {correlation}")
+        _print(f"proposed {count} frame{'s' * (count != 1)} to {campaign} as {correlation}")
         if wait:
             _wait_for_verdicts(client, correlation, count)
 
 
 def _wait_for_verdicts(generator: Generator, correlation: str, count: int) -> None:
     try:
-        follow(generator, correlation, count, _say)
+        follow(generator, correlation, count, _print)
     except BusError as error:
         raise SpecError(f"--broker: {error}; see dpstream logs for later verdicts") from error
 
 
 def _show(news: Verdict | str) -> None:
-    _say(news if isinstance(news, str) else row(news))
+    _print(news if isinstance(news, str) else row(news))
 
 
-def _say(line: str) -> None:
-    say(console, line)
+def _print(line: str) -> None:
+    print_line(console, line)
 
 
 # ------------------------------------------------------------------------------ the work
@@ -126,15 +126,15 @@ def offer(
     return correlation, count
 
 
-def follow(generator: Generator, correlation: str, count: int, say: Say) -> None:
+def follow(generator: Generator, correlation: str, count: int, show: Show) -> None:
     """Print the verdicts on `count` frames as they arrive, until each frame has its final one."""
-    say(HEADER)
+    show(HEADER)
     waiting = set(range(count))
     verdicts = generator.verdicts()
     while waiting:
         verdict = next(verdicts)
         if verdict.correlation == correlation:
-            say(row(verdict))
+            show(row(verdict))
             if verdict.verdict not in OPEN:
                 waiting.discard(verdict.index)
 

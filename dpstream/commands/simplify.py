@@ -45,7 +45,7 @@ from dpstream.shared.values import Recipe
 from dpstream.simplify.campaign import SYSTEM, campaign, own_labels
 from dpstream.simplify.pool import SimplifyPool, read_pool
 from dpstream.simplify.remainder import measure
-from dpstream.terminal.console import console, notes, say
+from dpstream.terminal.console import console, notes, print_line
 from dpstream.terminal.interrupt import INTERRUPTED
 
 SETTINGS = (".json", ".yaml", ".yml")
@@ -106,7 +106,7 @@ def simplify(
     options = replace(_options(dataset, spec, name, code), columns=parse_columns(columns))
     loaded, gathered, recipe, pool = _prepared(options)
     for report in pool.reports:
-        say(notes, str(report))
+        print_line(notes, str(report))
     with within(root):
         store = FolderStore(Path(root))
         pool.keep_labels(store, recipe, options.sources)
@@ -176,7 +176,7 @@ def _of_dpgen(
         converted = read_simplify(document, param.parent, code)
     console.print(key_table(str(param), converted.lines))
     for text in converted.differences:
-        say(console, f"differs from DP-GEN: {text}")
+        print_line(console, f"differs from DP-GEN: {text}")
     name, labels = name or _default_name(param), converted.settings["labels"]
     machine = read_here(Path(dataset[1])) if len(dataset) == 2 else None
     settings = converted.settings
@@ -187,7 +187,7 @@ def _of_dpgen(
         settings = {**settings, "labels": own["labels"]}
     if machine is not None:
         is_own = bool(labels) and code is None
-        say(console, adopt(machine, Labels(labels.get("code", ""), is_own)))
+        print_line(console, adopt(machine, Labels(labels.get("code", ""), is_own)))
     return SimplifyOptions(settings, converted.sources, param.parent, name, str(param))
 
 
@@ -212,4 +212,4 @@ def _report_left_out(spec: Spec, pool: SimplifyPool, store: FolderStore, folder:
     assert isinstance(spec.trust, TrustLevels)
     converted = measure(CampaignResults.of(store, spec.name), pool, spec.trust.values(), folder)
     if converted is not None:
-        say(console, str(converted))
+        print_line(console, str(converted))

@@ -32,7 +32,7 @@ from dpstream.services.coordinator.views.campaign import CampaignView
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.files import write_whole
 from dpstream.shared.logs import configure
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 from dpstream.terminal.simulation import facts_table, pools_table
 
 Fleet = Annotated[
@@ -114,15 +114,15 @@ def simulate_campaign(
     console.print(pools_table(outcome))
     if picture_file is not None:
         write_whole(picture_file, picture(outcome))
-        say(console, f"wrote {picture_file}")
+        print_line(console, f"wrote {picture_file}")
     if json_file is not None:
         write_whole(json_file, outcome.model_dump_json(indent=1) + "\n")
-        say(console, f"wrote {json_file}")
+        print_line(console, f"wrote {json_file}")
     if not outcome.ended:
         raise typer.Exit(1)
     for variant in variants or usual(file, outcome):
         other = _simulated(campaign, variant.file, fleet, seed, variant.change)
-        say(console, f"{variant.change}: {difference(outcome, other)}")
+        print_line(console, f"{variant.change}: {difference(outcome, other)}")
 
 
 def _simulated(

@@ -30,7 +30,7 @@ from dpstream.shared.atoms.frames import as_frame, to_ase
 from dpstream.shared.errors import SpecError
 from dpstream.shared.ports import Store
 from dpstream.shared.spec.errors import did_you_mean
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 
 RECIPES = (".yaml", ".yml", ".json")
 DEFAULTS = PropertySettings()
@@ -103,14 +103,14 @@ def compare_properties(
     folder = _folder(output)
     with within(root), _sides(model, recipe, open_store(root), folder / "engine.log") as sides:
         _check_elements(named, sides["model"])
-        report = partial(say, console)
+        report = partial(print_line, console)
         compared = [compare(name, atoms, wanted, sides, how, report) for name, atoms in named]
         labelled_with = sides["recipe"].labeler.recipe.model_dump()
     for each in compared:
         console.print(table(each, list(sides)))
     about = {"model": str(model), "recipe": labelled_with, "how": vars(how)}
     for path in write(compared, folder, about):
-        say(console, f"wrote {path}")
+        print_line(console, f"wrote {path}")
     if not all(each.complete for each in compared):
         raise typer.Exit(1)
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from dpstream.commands.options import parse_workers
 from dpstream.deploy.devcluster.record import WORKERS
 from dpstream.services.coordinator.fleet.pools import read_fleet
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 from dpstream.terminal.interrupt import INTERRUPTED, signals
 from dpstream.terminal.tables import listing_table
 
@@ -75,9 +75,9 @@ def up(
         raise typer.Exit(INTERRUPTED)
     console.print(_table(cluster, started))
     if not started:
-        say(console, "already running")
+        print_line(console, "already running")
     for line in _next(cluster, folder):
-        say(console, line)
+        print_line(console, line)
 
 
 def down(
@@ -91,9 +91,9 @@ def down(
 
     cluster = Cluster(folder)
     stopped = cluster.wipe() if wipe else cluster.down()
-    say(console, f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+    print_line(console, f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
     if wipe:
-        say(console, f"deleted: {folder}")
+        print_line(console, f"deleted: {folder}")
 
 
 def _table(cluster: Cluster, started: Sequence[str]) -> Table:

@@ -14,7 +14,7 @@ from dpstream.shared.cross_check import ComparedLabel, disagreement
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Recipe
-from dpstream.terminal.console import notes, say
+from dpstream.terminal.console import notes, print_line
 from dpstream.terminal.progress import progress
 
 
@@ -27,7 +27,7 @@ def check_here(gathered: Gathered, spec: Spec, recipe: Recipe) -> None:
         if missing is not None:
             raise SpecError(f"--cross-check: computes labels on this machine: {missing}")
         number = f"{len(frames)} of {len(gathered.labelled)}"
-        say(notes, f"cross-check: the recipe labels {number} imported frames again")
+        print_line(notes, f"cross-check: the recipe labels {number} imported frames again")
         with progress("cross-check", len(frames)) as step:
             for label in label_frames(spec, recipe, gathered.attachments, frames):
                 yield label

@@ -31,15 +31,15 @@ from dpstream.shared.messages import Message, TaskHeartbeat
 from dpstream.shared.ports import Bus, Delivery, Outgoing, Store, Subscription
 from dpstream.shared.settings import BrokerSettings, StoreSettings, bucket_and_prefix, read_settings
 
-Word = TypeVar("Word", bound=Message)
+R = TypeVar("R", bound=Message)
 
-REACHED = 15.0
+CONNECT_SECONDS = 15.0
 """Seconds within which a broker or a store has to answer."""
-HEARD = 15.0
+ANSWER_SECONDS = 15.0
 """Seconds within which a coordinator writes down what it has received."""
-LOOK = 0.5
+UPDATE_SECONDS = 0.5
 """Seconds between two updates."""
-LONG = 10.0
+REREAD_SECONDS = 10.0
 """Seconds after which a ledger is read again without an event on the bus."""
 
 
@@ -51,7 +51,7 @@ def is_folder(where: str) -> bool:
 
 def open_store(where: str) -> Store:
     settings = read_settings(StoreSettings, store=where)
-    with _soon() as stopping:
+    with _within_limit() as stopping:
         return connect_store(settings, stopping)
 
 
@@ -62,15 +62,15 @@ def open_bus(broker: str | None) -> Bus:
             "--broker: missing; give amqp://user:password@host:port, or set DPSTREAM_BROKER"
         )
     settings = read_settings(BrokerSettings, broker=broker)
-    with _soon() as stopping:
+    with _within_limit() as stopping:
         return connect_bus(settings, stopping)
 
 
 @contextmanager
-def _soon() -> Iterator[threading.Event]:
+def _within_limit() -> Iterator[threading.Event]:
     """An event that is set after `REACHED` seconds."""
     stopping = threading.Event()
-    timer = threading.Timer(REACHED, stopping.set)
+    timer = threading.Timer(CONNECT_SECONDS, stopping.set)
     timer.daemon = True
     timer.start()
     try:
@@ -82,17 +82,17 @@ def _soon() -> Iterator[threading.Event]:
 # -------------------------------------------------------------------------------- requests
 
 
-def word(kind: type[Word], campaign: str, **fields: object) -> Word:
+def request(kind: type[R], campaign: str, **fields: object) -> R:
     """A person's request about a campaign."""
     envelope = {"id": str(uuid.uuid4()), "campaign": campaign, "time": time.time()}
     return kind.model_validate({**envelope, **fields})
 
 
-def say_it(bus: Bus, message: Message) -> None:
+def publish(bus: Bus, message: Message) -> None:
     bus.publish([Outgoing(encode(message), topic=topic_of(message))])
 
 
-def heard(
+def once_taken_in(
     store: Store, message: Message, wait: float, meanwhile: Callable[[], None] = lambda: None
 ) -> CampaignOverview | None:
     """Where the campaign stands once the ledger holds `message`, or once it is finished; None if
@@ -101,7 +101,7 @@ def heard(
     while not has_taken_in(reading.state, message):
         if time.monotonic() > until:
             return None
-        time.sleep(LOOK)
+        time.sleep(UPDATE_SECONDS)
         meanwhile()
         reading.update()
     return overview(reading.state)
@@ -143,21 +143,21 @@ class FollowedCampaign:
             return False
         self._listen()
         since = time.monotonic() - self._looked
-        if since > (LOOK if self._news else LONG):
+        if since > (UPDATE_SECONDS if self._news else REREAD_SECONDS):
             self._news, self._looked = self.bus is None, time.monotonic()
             self.reading.update()
         return True
 
     def _listen(self) -> None:
         if self.bus is None:
-            time.sleep(LOOK)
+            time.sleep(UPDATE_SECONDS)
             return
         try:
-            for delivery in take(self._subscribed(self.bus), 100, LOOK):
-                self._hear(delivery)
+            for delivery in take(self._subscribed(self.bus), 100, UPDATE_SECONDS):
+                self._receive(delivery)
         except BusError:
             self._subscription = None
-            time.sleep(LOOK)
+            time.sleep(UPDATE_SECONDS)
 
     def _subscribed(self, bus: Bus) -> Subscription:
         if self._subscription is None:
@@ -166,7 +166,7 @@ class FollowedCampaign:
             self._subscription = bus.consume(queue, prefetch=100)
         return self._subscription
 
-    def _hear(self, delivery: Delivery) -> None:
+    def _receive(self, delivery: Delivery) -> None:
         with suppress(ValidationError):  # the coordinator's to keep
             message = decode(delivery.body)
             if isinstance(message, TaskHeartbeat):

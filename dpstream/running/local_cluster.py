@@ -18,7 +18,7 @@ from typing import IO, Any
 import dpstream.services.explorer.handlers as explorer
 import dpstream.services.labeler.handlers as labeler
 import dpstream.services.trainer.handlers as trainer
-from dpstream.running.connection import say_it
+from dpstream.running.connection import publish
 from dpstream.running.requests import RequestFolder
 from dpstream.services.coordinator.open_campaign import OpenCampaign
 from dpstream.services.coordinator.service import Coordinator
@@ -108,7 +108,7 @@ class LocalCluster:
                 # The run is ending, and the command reports that it got no answer; or the message
                 # is too long.
                 with suppress(BusError, ValueError):
-                    say_it(self.bus, message)
+                    publish(self.bus, message)
 
     @contextmanager
     def at_work(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
-from dpstream.running.connection import is_folder, open_bus, say_it
+from dpstream.running.connection import is_folder, open_bus, publish
 from dpstream.shared.codec import decode_leniently, encode
 from dpstream.shared.errors import SpecError, write_errors
 from dpstream.shared.files import read_plain, write_whole
@@ -131,7 +131,7 @@ def way_to(
         yield Way(requests.leave, withdrawn)
         return
     with closing(open_bus(broker)) as bus:
-        yield Way(lambda message: say_it(bus, message), waits_for_coordinator)
+        yield Way(lambda message: publish(bus, message), waits_for_coordinator)
 
 
 def waits_for_coordinator(message: Message, waited: float) -> str:

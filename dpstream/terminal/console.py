@@ -11,6 +11,6 @@ notes = Console()
 `--quiet` silences it."""
 
 
-def say(console: Console, line: str) -> None:
+def print_line(console: Console, line: str) -> None:
     """Print one line unchanged: no wrapping, markup or highlighting."""
     console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -10,7 +10,7 @@ from rich.live import Live
 
 from dpstream.services.coordinator.views.campaign import Status
 from dpstream.services.coordinator.views.pace import Pace
-from dpstream.terminal.console import say
+from dpstream.terminal.console import print_line
 from dpstream.terminal.pace import remaining
 from dpstream.terminal.status import MOST_CONDITIONS, clock, progress_line, screen
 
@@ -80,8 +80,8 @@ class LiveView:
         if is_new or (self.elapsed >= self._next and self._printed.get("line") != line):
             self._printed |= {"state": state, "line": line}
             self._next = self.elapsed + SECONDS
-            say(self.console, f"{clock(self.elapsed)}  {line}")
+            print_line(self.console, f"{clock(self.elapsed)}  {line}")
         warning = self._warning()
         if warning and self._printed.get("warning") != warning:
             self._printed["warning"] = warning
-            say(self.console, f"{clock(self.elapsed)}  warning: {warning}")
+            print_line(self.console, f"{clock(self.elapsed)}  warning: {warning}")

@@ -16,7 +16,7 @@ from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.files import write_whole
 from dpstream.shared.runtime.scratch import private_folder
 from dpstream.shared.spec import expand_material
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 from dpstream.terminal.training_speed import (
     TrainingBenchmark,
     estimate,
@@ -73,7 +73,7 @@ def bench_train(
     assert best is not None
     console.print(speed_table(loaded, gathered, measured))
     for what, why in job.failures.items():
-        say(console, f"{what}: {why}")
-    say(console, f"fastest: {estimate(loaded, gathered, best)}")
-    say(console, f"set {settings_of(best)}")
+        print_line(console, f"{what}: {why}")
+    print_line(console, f"fastest: {estimate(loaded, gathered, best)}")
+    print_line(console, f"set {settings_of(best)}")
     keep(loaded, gathered, measured)

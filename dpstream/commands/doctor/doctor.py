@@ -56,7 +56,7 @@ from dpstream.shared.runtime.machine import cores
 from dpstream.shared.settings import read_settings, variable_of
 from dpstream.shared.spec import LabelSettings, Spec
 from dpstream.shared.values import Rejected
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 from dpstream.terminal.tables import text_table
 
 PROBE_SECONDS = 120.0
@@ -118,7 +118,7 @@ def doctor(
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)
     if not as_json:
-        say(console, f"this machine meets all requirements of {spec or 'a campaign'}")
+        print_line(console, f"this machine meets all requirements of {spec or 'a campaign'}")
 
 
 def examine(path: Path | None, root: str, broker: str | None) -> list[Finding]:

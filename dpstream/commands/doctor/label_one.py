@@ -19,7 +19,7 @@ from dpstream.shared.atoms.frames import Frame, FrameLabel, decode_labelled, fra
 from dpstream.shared.errors import SpecError, TaskError, errors_at
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Rejected
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 from dpstream.terminal.tables import text_table
 
 Facts = list[tuple[str, str]]
@@ -35,7 +35,7 @@ def show_one(path: Path | None) -> None:
     with errors_at("labels", TaskError):
         verdict, facts = label_one(method, smallest(gathered.systems))
     if isinstance(verdict, Rejected):
-        say(console, f"rejected: {verdict.rule}: {verdict.detail}")
+        print_line(console, f"rejected: {verdict.rule}: {verdict.detail}")
         raise typer.Exit(1)
     table = text_table(show_header=False)
     for name, text in facts:

@@ -11,7 +11,7 @@ from dpstream.commands.options import DEFAULT_ROOT, Campaign, Root, named, withi
 from dpstream.export.dpgen_layout import export_layout
 from dpstream.export.folder import export as export_campaign
 from dpstream.shared.errors import SpecError
-from dpstream.terminal.console import console, say
+from dpstream.terminal.console import console, print_line
 
 
 def export(
@@ -64,4 +64,4 @@ def export(
             extent = {"archive": archive, "all_formats": all_formats}
             lines = export_campaign(store, name, output, full, **extent, licence=licence)
         for line in lines:
-            say(console, line)
+            print_line(console, line)

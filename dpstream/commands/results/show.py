@@ -17,7 +17,7 @@ from dpstream.services.coordinator.views.why import why as why_frame
 from dpstream.shared.errors import SpecError
 from dpstream.shared.store.dead_letters import count_buried
 from dpstream.shared.values import DEADLETTER_PREFIX
-from dpstream.terminal.console import console, notes, say
+from dpstream.terminal.console import console, notes, print_line
 from dpstream.terminal.pace import remaining
 from dpstream.terminal.status import next_step, summary
 
@@ -29,13 +29,13 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT, as_json: AsJson
         view = CampaignView.read(store, name)
         found = view.status
         if as_json:
-            say(console, found.overview.model_dump_json(indent=2))
+            print_line(console, found.overview.model_dump_json(indent=2))
             return
         console.print(summary(found, remaining(found.overview, view.pace)))
         buried, spending = count_buried(store), spending_by_deployment(store)
     broker = os.environ.get("DPSTREAM_BROKER")
     if step := next_step(found.overview) or rests(root, broker, name):
-        say(notes, step)
+        print_line(notes, step)
     for pool, spent in spending.items():
         console.print(f"workers of {pool}: {spent.describe()}", highlight=False)
     if buried:
@@ -56,7 +56,7 @@ def report(
     with within(root):
         store, name = named(campaign, root)
         write_report(store, name, output)
-    say(console, f"wrote {output}")
+    print_line(console, f"wrote {output}")
 
 
 def why(

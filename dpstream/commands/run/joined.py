@@ -21,12 +21,18 @@ from rich.console import Console
 from dpstream.commands.deployment import handed_in, look_on
 from dpstream.deploy.devcluster.processes import last_line, spawn
 from dpstream.inputs.gather import Gathered
-from dpstream.running.connection import HEARD, FollowedCampaign, heard, open_bus, open_store
+from dpstream.running.connection import (
+    ANSWER_SECONDS,
+    FollowedCampaign,
+    once_taken_in,
+    open_bus,
+    open_store,
+)
 from dpstream.running.first_checks import FirstChecks
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Recipe
-from dpstream.terminal.console import notes, say
+from dpstream.terminal.console import notes, print_line
 from dpstream.terminal.interrupt import INTERRUPTED, signals
 
 GRACE = 30.0
@@ -89,8 +95,8 @@ def run_mixed(
         with ExitStack() as stack:
             crew = stack.enter_context(_running(root, broker, workers))
             stopping = stack.enter_context(signals(console))
-            if heard(store, submitted, HEARD, meanwhile=crew.check) is None:
-                say(
+            if once_taken_in(store, submitted, ANSWER_SECONDS, meanwhile=crew.check) is None:
+                print_line(
                     console,
                     "no coordinator answers yet; start one: python -m "
                     "dpstream.services.coordinator (or rerun with --workers coordinator=1)",
@@ -108,7 +114,7 @@ def run_mixed(
 @contextmanager
 def _running(root: str, broker: str, workers: Mapping[str, int]) -> Iterator[LocalWorkers]:
     logs = Path(tempfile.mkdtemp(prefix="dpstream-logs-"))
-    say(notes, f"{logs}: logs of the services on this machine")
+    print_line(notes, f"{logs}: logs of the services on this machine")
     settings = {"DPSTREAM_STORE": root, "DPSTREAM_BROKER": broker, "DPSTREAM_HTTP_PORT": "0"}
     crew = LocalWorkers(logs, {**os.environ, **settings})
     try:

@@ -24,7 +24,7 @@ from dpstream.shared.runtime.device import device_of_environment
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import Recipe, campaign_uri
-from dpstream.terminal.console import notes, say
+from dpstream.terminal.console import notes, print_line
 from dpstream.terminal.interrupt import INTERRUPTED, signals
 from dpstream.terminal.live import LiveView
 from dpstream.terminal.log_file import LogFile
@@ -76,12 +76,12 @@ def run_campaign(
         view = CampaignView.read(store, spec.name)
         status = view.status
         if status.overview.imports_differ and checks.cross_check:
-            say(console, f"{spec.name}: still paused: imported labels differ; {DIFFER}")
+            print_line(console, f"{spec.name}: still paused: imported labels differ; {DIFFER}")
             return 1
         if status.overview.verdict is None or amended is not None:
             if known:
                 introduce(console, spec, gathered, recipe)
-                say(notes, _taken_up(status.overview))
+                print_line(notes, _taken_up(status.overview))
             if amended is not None and agree is not None:
                 agree(amended)
                 amended.store_inputs(store)
@@ -124,7 +124,7 @@ def _grow(
         live = LiveView(status, notes, STOPS, lambda: journal.worst, view.pace)
         live.watch(lambda: not is_done())
         if asked.is_set():
-            say(notes, "stopping; running tasks are released (Ctrl-C again: stop at once)")
+            print_line(notes, "stopping; running tasks are released (Ctrl-C again: stop at once)")
     if cluster.errors:
         raise cluster.errors[0]
     return status()
@@ -137,20 +137,20 @@ def _verdict(
     now: CampaignOverview, store: FolderStore, folder: Path, console: Console, goes_on: str
 ) -> int:
     """Print where the campaign stands and export a finished one; the exit status."""
-    say(console, f"{now.name}: {now.headline}")
+    print_line(console, f"{now.name}: {now.headline}")
     if now.verdict is None:
         further = DIFFER if now.imports_differ else "run the same command to continue"
-        say(console, f"all finished results are kept; {further}")
+        print_line(console, f"all finished results are kept; {further}")
         return INTERRUPTED if now.paused is None else 1
     view = CampaignView.read(store, now.name)
     notes.print(figures_table(view.status))
     if is_exported(folder, now.plan.number if now.plan else 1):
-        say(console, f"{folder / 'README.txt'}: describes the files and how to run them")
+        print_line(console, f"{folder / 'README.txt'}: describes the files and how to run them")
     else:
         for line in export(store, now.name, folder):
-            say(console, line)
+            print_line(console, line)
     if can_go_on(view.state):
-        say(notes, "next: remove the cause, then type dpstream run SPEC --amend")
+        print_line(notes, "next: remove the cause, then type dpstream run SPEC --amend")
     elif now.verdict == "not-converged" and goes_on:
-        say(notes, f"next: {goes_on}")
+        print_line(notes, f"next: {goes_on}")
     return 0 if now.verdict == "converged" else 1

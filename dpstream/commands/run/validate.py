@@ -20,7 +20,7 @@ from dpstream.running.check_here import check_here
 from dpstream.running.first_checks import FirstChecks
 from dpstream.shared.errors import SpecError, errors_at
 from dpstream.shared.spec import Spec
-from dpstream.terminal.console import console, notes, say
+from dpstream.terminal.console import console, notes, print_line
 from dpstream.terminal.plan import plan_facts, show_plan, show_warnings
 
 
@@ -52,9 +52,11 @@ def validate(
     if as_json:
         return
     if found.compared and not cross_check:
-        say(notes, f"--cross-check compares {found.compared} imported labels on this machine now")
+        print_line(
+            notes, f"--cross-check compares {found.compared} imported labels on this machine now"
+        )
     runs_here = not any(warning.startswith(SUBMIT_ONLY) for warning in found.warnings)
-    say(notes, f"next: dpstream {'run' if runs_here else 'submit'} {spec}")
+    print_line(notes, f"next: dpstream {'run' if runs_here else 'submit'} {spec}")
 
 
 def schema() -> None:

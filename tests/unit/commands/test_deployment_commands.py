@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from dpstream.running import connection
-from dpstream.running.connection import FollowedCampaign, heard, say_it, word
+from dpstream.running.connection import FollowedCampaign, once_taken_in, publish, request
 from dpstream.services.coordinator.ledger.ledger import (
     Ledger,
     LedgerEntry,
@@ -220,7 +220,7 @@ def followed(harness: CoordinatorHarness) -> FollowedCampaign:
 def test_heartbeats_and_events_are_news(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "LOOK", 0.01)
+    monkeypatch.setattr(connection, "UPDATE_SECONDS", 0.01)
     _, task = first_task(harness)
     seen = followed(harness)
     assert seen.goes_on()
@@ -235,7 +235,7 @@ def test_heartbeats_and_events_are_news(
 def test_without_news_the_ledger_is_left_alone(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "LOOK", 0.01)
+    monkeypatch.setattr(connection, "UPDATE_SECONDS", 0.01)
     harness.submit(small())
     seen, looks = followed(harness), list[int]()
     update = seen.reading.update
@@ -248,7 +248,7 @@ def test_without_news_the_ledger_is_left_alone(
 def test_a_watch_ends_with_its_campaign(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "LOOK", 0.01)
+    monkeypatch.setattr(connection, "UPDATE_SECONDS", 0.01)
     harness.submit(small())
     seen, console = followed(harness), Console(record=True, width=200, force_terminal=False)
     working = threading.Thread(target=harness.finish)
@@ -262,15 +262,15 @@ def test_a_watch_ends_with_its_campaign(
 # ------------------------------------------------------------------------------------- saying
 
 
-def test_a_word_is_heard_once_the_ledger_holds_it(
+def test_a_request_is_taken_in_once_the_ledger_holds_it(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "LOOK", 0.01)
+    monkeypatch.setattr(connection, "UPDATE_SECONDS", 0.01)
     harness.submit(small())
-    pause = word(m.CampaignPaused, "world", why="x")
-    say_it(harness.bus, pause)
-    assert heard(harness.store, pause, wait=0.0) is None
-    state = heard(harness.store, pause, wait=10.0, meanwhile=harness.step)
+    pause = request(m.CampaignPaused, "world", why="x")
+    publish(harness.bus, pause)
+    assert once_taken_in(harness.store, pause, wait=0.0) is None
+    state = once_taken_in(harness.store, pause, wait=10.0, meanwhile=harness.step)
     assert state is not None
     assert state.paused == "x"
 

@@ -13,7 +13,7 @@ import structlog
 from dpstream.commands.app import command
 from dpstream.commands.options import prepared
 from dpstream.shared.logs import logger
-from dpstream.terminal.console import console, notes, say
+from dpstream.terminal.console import console, notes, print_line
 from dpstream.terminal.interrupt import signals
 from dpstream.terminal.live import LiveView
 from dpstream.terminal.log_file import LogFile
@@ -129,8 +129,8 @@ def test_a_closed_terminal_silences_both(capsys: pytest.CaptureFixture[str]) -> 
         with signals(console) as asked:
             signal.raise_signal(signal.SIGHUP)
             assert asked.wait(10)
-            say(console, "a result")
-            say(notes, "a remark")
+            print_line(console, "a result")
+            print_line(notes, "a remark")
     finally:
         console.quiet = False
         signal.signal(signal.SIGHUP, before)
