@@ -28,9 +28,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 from dpstream.services.coordinator.apply import apply
-from dpstream.services.coordinator.demand import demand_of
 from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.fleet.processes import ABOUT_PROCESSES, Processes
 from dpstream.services.coordinator.fleet.status import FleetStatus
@@ -337,7 +337,7 @@ class Coordinator:
                 self.processes.occupied = frozenset().union(
                     *(each.processes.names for each in every)
                 )
-            self.on_demand(demand_of(self.open_campaigns.values(), self.timer()))
+            self.on_demand(self.demand())
 
     def _missing(self, open_campaign: OpenCampaign, now: float) -> list[m.Message]:
         """Reports queues whose tasks no worker has served for too long."""
@@ -365,6 +365,16 @@ class Coordinator:
             return False
         self._compared, self._processes_checked = ended or self._compared, now
         return True
+
+    def demand(self) -> dict[str, Demand]:
+        """The tasks of active campaigns by queue. Those of paused and ended ones need no worker,
+        except one that a campaign waits for because no worker serves its queue."""
+        served = [each for each in self.open_campaigns.values() if each.active]
+        waits = [each for each in self.open_campaigns.values() if each.state.missing]
+        queues = {*chain(*(each.task_queue.waiting + each.task_queue.busy for each in served))}
+        queues |= {*chain(*(each.state.missing for each in waits))}
+        now = self.timer()
+        return {queue: _demand(queue, now, served, waits) for queue in queues}
 
     def _check_fences(self, now: float) -> None:
         if now - self._fences_checked < FENCE_CHECK:
@@ -567,3 +577,20 @@ class Coordinator:
 
 def _campaign_of(event: m.Message | None) -> str | None:
     return None if event is None or isinstance(event, m.ProcessStarted) else event.campaign
+
+
+def _demand(
+    queue: str, now: float, active: Sequence[OpenCampaign], waits: Sequence[OpenCampaign] = ()
+) -> Demand:
+    """`waits`: campaigns that are paused until a worker serves some queues."""
+    missing = [each for each in waits if queue in each.state.missing]
+    queues = [each.task_queue for each in active]
+    paused = sum(each.task_queue.waiting[queue] > 0 for each in missing)
+    declined = (each.task_queue for each in active if each.is_declined(queue, now))
+    times = [each.usual_seconds[queue] for each in active if queue in each.usual_seconds]
+    return Demand(
+        waiting=sum(each.waiting[queue] for each in queues) + paused,
+        declined=sum(each.waiting[queue] for each in declined) + paused,
+        running=sum(each.busy[queue] for each in queues),
+        seconds=sum(times) / len(times) if times else None,
+    )

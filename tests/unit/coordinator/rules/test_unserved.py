@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpstream.services.coordinator.apply.tasks import MOST_REASONS
-from dpstream.services.coordinator.demand import demand_of
 from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.open_campaign import REMEMBERED
 from dpstream.services.coordinator.policy import decide
@@ -235,32 +234,28 @@ def test_without_a_worker_it_pauses_and_one_task_waits_for_the_right_one(
     assert len(labels_of(harness)) == len(commands) - 1
 
 
-def demand(harness: CoordinatorHarness) -> dict[str, Demand]:
-    return demand_of(harness.coordinator.open_campaigns.values(), harness.now)
-
-
 def test_a_campaign_that_waits_for_a_worker_wants_one_started(
     harness: CoordinatorHarness,
 ) -> None:
     harness.submit(spec())
     commands = labels_of(harness)
-    assert demand(harness)[QUEUE].waiting > 1
+    assert harness.coordinator.demand()[QUEUE].waiting > 1
     harness.publish(*(declined(command) for command in commands))
     harness.pass_time(2 * PATIENCE)
     assert state_of(harness).missing == {QUEUE}
-    assert demand(harness) == {QUEUE: Demand(waiting=1, declined=1)}
+    assert harness.coordinator.demand() == {QUEUE: Demand(waiting=1, declined=1)}
     waiting = next(command for command in labels_of(harness) if isinstance(command, m.Label))
     harness.claim(waiting)
     harness.publish(m.TaskClaimed(**CampaignSimulator.envelope(waiting, "claim"), worker="w"))
     harness.step()
-    wanted = demand(harness)[QUEUE]
-    assert (wanted.running, wanted.declined) == (1, wanted.waiting)
-    assert wanted.declined > 0, "the workers that have declined it still cannot serve it"
+    demand = harness.coordinator.demand()[QUEUE]
+    assert (demand.running, demand.declined) == (1, demand.waiting)
+    assert demand.declined > 0, "the workers that have declined it still cannot serve it"
     harness.now += REMEMBERED
-    assert demand(harness)[QUEUE].declined == 0
+    assert harness.coordinator.demand()[QUEUE].declined == 0
     harness.publish(asked_to_pause())
     harness.step()
-    assert demand(harness) == {}
+    assert harness.coordinator.demand() == {}
 
 
 def test_while_a_worker_is_busy_with_the_queue_it_waits(harness: CoordinatorHarness) -> None:
