@@ -14,13 +14,13 @@ import numpy as np
 from dpstream.services.explorer.batched.runner import BatchRunner
 from dpstream.shared.atoms.deviation import force_deviation
 from dpstream.shared.atoms.frames import Batch, Floats
+from dpstream.shared.atoms.tensorflow_graph import check_model
 from dpstream.shared.errors import Permanent, Temporary
 from dpstream.shared.runtime.child_process import ChildProcess
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.device import Device
 from dpstream.shared.runtime.gpu_check import check_gpu
 from dpstream.shared.runtime.parser import Parser
-from dpstream.shared.tensorflow_graph import check_model
 from dpstream.shared.values import Committee, Ref
 
 ENGINE = "dpstream.services.explorer.lammps.child"

@@ -15,11 +15,11 @@ from typing import Any
 from dpstream.services.trainer import checkpoints
 from dpstream.services.trainer.input_words import check_words
 from dpstream.services.trainer.training_input import BACKENDS, CHECKPOINT, Begin
+from dpstream.shared.atoms.tensorflow_graph import check_checkpoint, check_model, graph_of, texts_of
 from dpstream.shared.errors import Permanent
 from dpstream.shared.messages import Train
 from dpstream.shared.runtime.context import Context
 from dpstream.shared.spec import Spec
-from dpstream.shared.tensorflow_graph import check_checkpoint, check_model, graph_of, texts_of
 from dpstream.shared.values import Ref, given_model
 
 GRAPH = ".meta"

@@ -32,11 +32,11 @@ from dpstream.shared.atoms.frames import (
     frame_key,
     from_ase,
 )
+from dpstream.shared.atoms.tensorflow_graph import check_checkpoint, check_model
 from dpstream.shared.codec import decode_or_none, encode
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.engines import Template
 from dpstream.shared.spec.exploration import Md
-from dpstream.shared.tensorflow_graph import check_checkpoint, check_model
 from tests.support.adapters.recording_store import RecordingStore
 from tests.support.campaigns.coordinator import CoordinatorHarness, small
 from tests.support.campaigns.sample_messages import example

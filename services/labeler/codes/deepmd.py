@@ -13,8 +13,8 @@ from pydantic import Field
 from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings, installed_version
 from dpstream.services.labeler.codes.potentials import PotentialName, digests, potential
 from dpstream.services.labeler.machine_settings import machine_settings
+from dpstream.shared.atoms.tensorflow_graph import check_model_file
 from dpstream.shared.errors import Permanent
-from dpstream.shared.tensorflow_graph import check_model_file
 from dpstream.shared.values import Recipe
 
 GRAPH = ".pb"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpstream.shared.tensorflow_graph import fields, read_node
+from dpstream.shared.atoms.tensorflow_graph import fields, read_node
 
 STRING = b"\x07"
 """DT_STRING."""

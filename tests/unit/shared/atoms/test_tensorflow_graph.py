@@ -10,8 +10,8 @@ import pytest
 
 from dpstream.services.labeler.codes.deepmd import Deepmd
 from dpstream.services.trainer.start_from import SCRIPT, check_script
+from dpstream.shared.atoms.tensorflow_graph import check_checkpoint, check_model, graph_of, texts_of
 from dpstream.shared.errors import Permanent
-from dpstream.shared.tensorflow_graph import check_checkpoint, check_model, graph_of, texts_of
 from dpstream.shared.values import Recipe
 from tests.support.models.graphs import field, node, text, writing
 
