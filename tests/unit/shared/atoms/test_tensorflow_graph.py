@@ -15,7 +15,7 @@ from dpstream.shared.errors import Permanent
 from dpstream.shared.values import Recipe
 from tests.support.models.graphs import field, node, text, writing
 
-COMMITTEES = Path(__file__).parents[2] / "data/committees/committees.tar.xz"
+COMMITTEES = Path(__file__).parents[3] / "data/committees/committees.tar.xz"
 PLAIN = node("x", "Placeholder") + node("o_energy", "Identity", "x")
 SAVER = field(1, "save/Const:0") + field(2, "save/control_dependency:0")
 SAVE = node("save/SaveV2", "SaveV2", "save/Const") + node(
