@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from dpstream.services.coordinator.fleet.engines import ENGINES
+from dpstream.services.coordinator.fleet.engines.schedulers.batch import BatchFleet
 from dpstream.services.coordinator.fleet.pools import PASSES, PoolSettings
-from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Fleet
 from tests.support.servers.batch_server import BatchServer

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from kubernetes import client
 
-from dpstream.services.coordinator.fleet import kubernetes
-from dpstream.services.coordinator.fleet.kubernetes import KubernetesFleet
+from dpstream.services.coordinator.fleet.engines import kubernetes
+from dpstream.services.coordinator.fleet.engines.kubernetes import KubernetesFleet
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Launch
 from tests.support.servers.fleets import NAME, STAYING, until, until_gone

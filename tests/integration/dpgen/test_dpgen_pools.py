@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dpstream.services.coordinator.fleet.engines.schedulers.batch import BatchFleet
 from dpstream.services.coordinator.fleet.pools import read_fleet
-from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
 from tests.support.command_line import run_command
 from tests.support.dpgen import dpgen_methane
 from tests.support.servers.slurm_server import SlurmServer

@@ -26,9 +26,9 @@ import yaml
 from kubernetes_validate import utils
 
 from dpstream.deploy.access_files import parse_deployment, write_access
+from dpstream.services.coordinator.fleet.engines.worker_job import worker_job
 from dpstream.services.coordinator.fleet.pools import FleetFile, read_fleet
 from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus
-from dpstream.services.coordinator.fleet.worker_job import worker_job
 from dpstream.services.coordinator.http.api import UNGUARDED
 from dpstream.services.coordinator.http.metrics import _fleet
 from dpstream.services.coordinator.settings import CoordinatorSettings

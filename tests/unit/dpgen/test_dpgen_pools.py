@@ -24,9 +24,9 @@ from dpstream.dpgen.machines.pools import (
     read_pools,
     walltime,
 )
+from dpstream.services.coordinator.fleet.engines.schedulers.batch import BatchFleet
+from dpstream.services.coordinator.fleet.engines.script import worker_script
 from dpstream.services.coordinator.fleet.pools import PoolSettings, read_fleet, worker_variables
-from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
-from dpstream.services.coordinator.fleet.script import worker_script
 from dpstream.services.labeler.settings import LabelerSettings
 from dpstream.shared.errors import SpecError
 from tests.support.command_line import run_command

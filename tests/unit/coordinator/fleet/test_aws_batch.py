@@ -23,8 +23,12 @@ from botocore.exceptions import (
 )
 
 from dpstream.deploy.rights import fleet_policy
-from dpstream.services.coordinator.fleet import aws_batch
-from dpstream.services.coordinator.fleet.aws_batch import AwsBatchFleet, _ending, _may_be_accepted
+from dpstream.services.coordinator.fleet.engines import aws_batch
+from dpstream.services.coordinator.fleet.engines.aws_batch import (
+    AwsBatchFleet,
+    _ending,
+    _may_be_accepted,
+)
 from dpstream.services.coordinator.fleet.plan import Demand
 from dpstream.services.coordinator.fleet.pools import LIST_LAG, FleetFile, PoolSettings
 from dpstream.services.coordinator.fleet.reconciler import Reconciler

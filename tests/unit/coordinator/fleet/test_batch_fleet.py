@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dpstream.services.coordinator.fleet.engines.schedulers import batch
+from dpstream.services.coordinator.fleet.engines.schedulers.batch import BatchFleet
+from dpstream.services.coordinator.fleet.engines.schedulers.scheduler import UNKNOWN
 from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.schedulers import batch
-from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
-from dpstream.services.coordinator.fleet.schedulers.scheduler import UNKNOWN
 from dpstream.shared.errors import FleetError
 from dpstream.shared.ports import Launch
 

@@ -16,11 +16,11 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
-from dpstream.services.coordinator.fleet.keda import AUTHENTICATION
+from dpstream.services.coordinator.fleet.engines.keda import AUTHENTICATION
+from dpstream.services.coordinator.fleet.engines.worker_pods import launch_of, launched_at
 from dpstream.services.coordinator.fleet.plan import Demand, PoolStanding, plan
 from dpstream.services.coordinator.fleet.pools import PoolSettings, read_fleet
 from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus
-from dpstream.services.coordinator.fleet.worker_pods import launch_of, launched_at
 from dpstream.services.coordinator.http.api import make_app
 from dpstream.services.coordinator.http.metrics import CoordinatorMetrics
 from dpstream.services.coordinator.http.read_access import ReadAccess

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
+from dpstream.services.coordinator.fleet.engines.schedulers.scheduler import ListedProcess
+from dpstream.services.coordinator.fleet.engines.schedulers.table import SCHEDULERS
+from dpstream.services.coordinator.fleet.engines.script import worker_script
 from dpstream.services.coordinator.fleet.pools import BATCH, PoolSettings
-from dpstream.services.coordinator.fleet.schedulers.scheduler import ListedProcess
-from dpstream.services.coordinator.fleet.schedulers.table import SCHEDULERS
-from dpstream.services.coordinator.fleet.script import worker_script
 from dpstream.shared.errors import FleetError
 
 ENGINES = {"Slurm": "slurm", "SlurmJobArray": "slurm"} | {

@@ -10,9 +10,9 @@ import pytest
 import typer
 
 from dpstream.commands.fleet import status, stop
+from dpstream.services.coordinator.fleet.engines.schedulers.batch import BatchFleet
 from dpstream.services.coordinator.fleet.plan import name_of
 from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
 from dpstream.shared.ports import Launch
 
 

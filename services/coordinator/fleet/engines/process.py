@@ -18,9 +18,9 @@ from pathlib import Path
 
 import psutil
 
+from dpstream.services.coordinator.fleet.engines.script import check_source, worker_script
 from dpstream.services.coordinator.fleet.plan import time_of
 from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.script import check_source, worker_script
 from dpstream.shared.environment import passed_environment
 from dpstream.shared.errors import FleetError
 from dpstream.shared.ports import Launch

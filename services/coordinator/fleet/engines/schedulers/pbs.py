@@ -13,8 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.schedulers.scheduler import (
+from dpstream.services.coordinator.fleet.engines.schedulers.scheduler import (
     CANCELLED,
     ListedProcess,
     Place,
@@ -22,6 +21,7 @@ from dpstream.services.coordinator.fleet.schedulers.scheduler import (
     Scheduler,
     options_of,
 )
+from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.shared.errors import FleetError
 
 OURS = """\

@@ -27,16 +27,15 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from dpstream.services.coordinator.fleet.keda import scaled_job, scaled_job_name
-from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.worker_job import (
+from dpstream.services.coordinator.fleet.engines.keda import scaled_job, scaled_job_name
+from dpstream.services.coordinator.fleet.engines.worker_job import (
     DEPLOYMENT,
     LAUNCH,
     POOL,
     job_name,
     worker_job,
 )
-from dpstream.services.coordinator.fleet.worker_pods import (
+from dpstream.services.coordinator.fleet.engines.worker_pods import (
     Object,
     Place,
     ending,
@@ -49,6 +48,7 @@ from dpstream.services.coordinator.fleet.worker_pods import (
     seconds_of,
     stuck_reason,
 )
+from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Launch
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dpstream.services.coordinator.fleet.engines.worker_job import LAUNCH, worker_job
 from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.worker_job import LAUNCH, worker_job
 
 POLLING = 15
 """Seconds between two questions of KEDA."""

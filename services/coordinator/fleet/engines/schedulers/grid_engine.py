@@ -12,14 +12,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from xml.etree import ElementTree
 
-from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.schedulers.scheduler import (
+from dpstream.services.coordinator.fleet.engines.schedulers.scheduler import (
     ListedProcess,
     Place,
     Run,
     Scheduler,
     options_of,
 )
+from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.shared.errors import FleetError
 
 

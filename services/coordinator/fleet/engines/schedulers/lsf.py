@@ -11,8 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.schedulers.scheduler import (
+from dpstream.services.coordinator.fleet.engines.schedulers.scheduler import (
     CANCELLED,
     ListedProcess,
     Place,
@@ -20,6 +19,7 @@ from dpstream.services.coordinator.fleet.schedulers.scheduler import (
     Scheduler,
     options_of,
 )
+from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.shared.errors import FleetError
 
 FIELDS = ("jobid", "jobindex", "job_name", "stat", "exit_code", "exit_reason", "pend_reason")

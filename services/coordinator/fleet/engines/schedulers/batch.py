@@ -15,16 +15,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-from dpstream.services.coordinator.fleet.plan import time_of
-from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.schedulers.scheduler import (
+from dpstream.services.coordinator.fleet.engines.schedulers.scheduler import (
     CANCELLED,
     UNKNOWN,
     ListedProcess,
     Scheduler,
 )
-from dpstream.services.coordinator.fleet.schedulers.table import SCHEDULERS
-from dpstream.services.coordinator.fleet.script import check_source, worker_script
+from dpstream.services.coordinator.fleet.engines.schedulers.table import SCHEDULERS
+from dpstream.services.coordinator.fleet.engines.script import check_source, worker_script
+from dpstream.services.coordinator.fleet.plan import time_of
+from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.shared.environment import is_secret
 from dpstream.shared.errors import FleetError, FleetLimit
 from dpstream.shared.ports import Launch

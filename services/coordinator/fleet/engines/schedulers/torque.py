@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from xml.etree import ElementTree
 
-from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.schedulers.pbs import (
+from dpstream.services.coordinator.fleet.engines.schedulers.pbs import (
     LIMITS,
     NUMBER,
     OVER,
@@ -20,7 +19,7 @@ from dpstream.services.coordinator.fleet.schedulers.pbs import (
     queue_status,
     signal_term,
 )
-from dpstream.services.coordinator.fleet.schedulers.scheduler import (
+from dpstream.services.coordinator.fleet.engines.schedulers.scheduler import (
     CANCELLED,
     ListedProcess,
     Place,
@@ -28,6 +27,7 @@ from dpstream.services.coordinator.fleet.schedulers.scheduler import (
     Scheduler,
     options_of,
 )
+from dpstream.services.coordinator.fleet.pools import PoolSettings
 from dpstream.shared.errors import FleetError
 
 PLACES: Mapping[str, Place] = {**dict.fromkeys("QHWT", "waiting"), "C": "ended"}

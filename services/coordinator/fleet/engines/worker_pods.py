@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+from dpstream.services.coordinator.fleet.engines.worker_job import LAUNCH
 from dpstream.services.coordinator.fleet.plan import time_of
-from dpstream.services.coordinator.fleet.worker_job import LAUNCH
 
 Object = Mapping[str, Any]
 """A Job or a pod, as the API server describes it."""

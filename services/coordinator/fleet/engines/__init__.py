@@ -1,4 +1,9 @@
-"""The fleet engines by name."""
+"""The fleet engines by name.
+
+They are `process.py`, `schedulers` (batch systems), `aws_batch.py` and `kubernetes.py`; the last
+one creates Jobs (`worker_job.py`), or leaves that to KEDA (`keda.py`), and reads the state of their
+pods (`worker_pods.py`).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+from dpstream.services.coordinator.fleet.engines.process import ProcessFleet
+from dpstream.services.coordinator.fleet.engines.schedulers.batch import BatchFleet
 from dpstream.services.coordinator.fleet.pools import BATCH, FleetFile, PoolSettings
-from dpstream.services.coordinator.fleet.process import ProcessFleet
-from dpstream.services.coordinator.fleet.schedulers.batch import BatchFleet
 from dpstream.shared.errors import SpecError
 from dpstream.shared.ports import Fleet
 
@@ -30,7 +35,7 @@ class FleetEngine(Fleet, Protocol):
 def kubernetes_fleet(deployment: str, pools: Mapping[str, PoolSettings], logs: Path) -> FleetEngine:
     """Imports the engine when a pool needs it: its package is large."""
     try:
-        from dpstream.services.coordinator.fleet.kubernetes import KubernetesFleet
+        from dpstream.services.coordinator.fleet.engines.kubernetes import KubernetesFleet
     except ModuleNotFoundError as error:
         raise SpecError(
             f"engine kubernetes: {error}; pip install 'dpstream[coordinator]'"
@@ -40,7 +45,7 @@ def kubernetes_fleet(deployment: str, pools: Mapping[str, PoolSettings], logs: P
 
 def aws_batch_fleet(deployment: str, pools: Mapping[str, PoolSettings], logs: Path) -> FleetEngine:
     """Imports the engine when a pool needs it: boto3 is large."""
-    from dpstream.services.coordinator.fleet.aws_batch import AwsBatchFleet
+    from dpstream.services.coordinator.fleet.engines.aws_batch import AwsBatchFleet
 
     return AwsBatchFleet(deployment, pools, logs)
 

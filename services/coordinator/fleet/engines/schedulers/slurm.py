@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from dpstream.services.coordinator.fleet.pools import PoolSettings
-from dpstream.services.coordinator.fleet.schedulers.scheduler import (
+from dpstream.services.coordinator.fleet.engines.schedulers.scheduler import (
     ListedProcess,
     Place,
     Run,
     Scheduler,
 )
+from dpstream.services.coordinator.fleet.pools import PoolSettings
 
 FIELDS = ("ArrayJobID", "ArrayTaskID", "Name", "State", "Reason", "exit_code")
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
