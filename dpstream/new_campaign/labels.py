@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dpstream.services.labeler.codes import CODES
-from dpstream.services.labeler.codes.qe import pseudopotential_folders
+from dpstream.services.labeler.codes.qe.qe import pseudopotential_folders
 from dpstream.shared.errors import SpecError
 from dpstream.shared.spec.errors import did_you_mean
 

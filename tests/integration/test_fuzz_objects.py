@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from dpstream.services.explorer.engines import template
 from dpstream.services.explorer.engines.bias import checked
 from dpstream.services.labeler import known_labels, restarts
-from dpstream.services.labeler.codes.cp2k_input import check_template
+from dpstream.services.labeler.codes.cp2k.input import check_template
 from dpstream.services.labeler.codes.inside import check_inside
 from dpstream.services.labeler.signatures import Signers, new_key, public_key, sign, writer
 from dpstream.services.trainer import checkpoints

@@ -20,7 +20,7 @@ import numpy as np
 from dpstream.inputs.reading.found import FoundFrame
 from dpstream.inputs.reading.parsed import followed, parsed, split_at
 from dpstream.services.labeler.acceptance import POSITION_TOLERANCE
-from dpstream.services.labeler.codes.cp2k import ENERGY, PERIODICITY, POSITIONS, POSITIONS_END
+from dpstream.services.labeler.codes.cp2k.cp2k import ENERGY, PERIODICITY, POSITIONS, POSITIONS_END
 from dpstream.services.labeler.codes.parse import NUMBER, block, first, numbers, read_text, rows
 from dpstream.shared.atoms.frames import Floats, Frame
 

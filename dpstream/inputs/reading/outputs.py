@@ -28,7 +28,7 @@ from dpstream.inputs.reading.ionic_steps import (
 from dpstream.inputs.reading.parsed import parsed, split_at
 from dpstream.inputs.reading.xml_outputs import read_qe_xml, read_vasprun
 from dpstream.services.labeler.codes.parse import read_text
-from dpstream.services.labeler.codes.qe import SCREENED
+from dpstream.services.labeler.codes.qe.qe import SCREENED
 from dpstream.shared.atoms.frames import Frame, from_ase
 
 OUTCAR_STEP = re.compile(r"^.*free  energy   TOTEN.*eV *$", re.MULTILINE)

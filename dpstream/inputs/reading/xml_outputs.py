@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dpstream.inputs.reading.found import FoundFrame, results
-from dpstream.services.labeler.codes.qe_keywords import PERIODIC
+from dpstream.services.labeler.codes.qe.keywords import PERIODIC
 from dpstream.services.labeler.units import BOHR, HARTREE
 from dpstream.shared.atoms.frames import Floats, Frame, from_ase
 from dpstream.shared.errors import SpecError

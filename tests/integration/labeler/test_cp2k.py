@@ -15,7 +15,7 @@ from ase.build import molecule
 
 from dpstream.inputs.read_labelled import read_labelled
 from dpstream.services.labeler.acceptance import Outcome
-from dpstream.services.labeler.codes.cp2k import Cp2k, input_text
+from dpstream.services.labeler.codes.cp2k.cp2k import Cp2k, input_text
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.shared.atoms.frames import Frame, canonical, from_ase
 from dpstream.shared.errors import EngineKilled, SpecError

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpstream.services.labeler.codes.cp2k import Cp2k
+from dpstream.services.labeler.codes.cp2k.cp2k import Cp2k
 from dpstream.services.labeler.recipes import make_recipe, unlabelable
 from dpstream.shared.spec import LabelSettings
 from tests.support.programs.cp2k_keywords import (

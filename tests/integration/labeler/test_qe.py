@@ -19,7 +19,7 @@ from ase.build import bulk
 from dpstream.inputs.read_labelled import read_labelled
 from dpstream.running.label_here import label_frames
 from dpstream.services.labeler.acceptance import Outcome
-from dpstream.services.labeler.codes.qe import Qe
+from dpstream.services.labeler.codes.qe.qe import Qe
 from dpstream.services.labeler.recipes import make_recipe, read_files
 from dpstream.shared.atoms.electron_temperature import heated
 from dpstream.shared.atoms.frames import Frame, FrameLabel, canonical, from_ase

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dpstream.services.labeler.acceptance import AcceptanceLimits, check_before
-from dpstream.services.labeler.codes.qe import Qe
+from dpstream.services.labeler.codes.qe.qe import Qe
 from dpstream.services.labeler.recipes import make_recipe, read_files, unlabelable
 from dpstream.shared.spec import LabelSettings
 from tests.support.programs.labeling_programs import point, require, rule

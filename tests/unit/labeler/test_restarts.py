@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from dpstream.services.labeler import restarts
-from dpstream.services.labeler.codes.cp2k import Cp2k
+from dpstream.services.labeler.codes.cp2k.cp2k import Cp2k
 from dpstream.services.labeler.codes.parse import are_whole_records
-from dpstream.services.labeler.codes.qe import Qe
+from dpstream.services.labeler.codes.qe.qe import Qe
 from dpstream.services.labeler.restarts import Restart, accepted_by, collected, pack, unpack
 from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import InProcessBus

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from dpstream.services.labeler.acceptance import AcceptanceLimits, check_after
-from dpstream.services.labeler.codes.cp2k import Cp2k, Cp2kSettings, input_text
+from dpstream.services.labeler.codes.cp2k.cp2k import Cp2k, Cp2kSettings, input_text
 from dpstream.shared.atoms.frames import Frame
 from dpstream.shared.values import Recipe
 from tests.support.programs.code_settings import TEMPLATE

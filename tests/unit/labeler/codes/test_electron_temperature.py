@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from dpstream.services.labeler import programs
 from dpstream.services.labeler.codes import CODES
 from dpstream.services.labeler.codes.base import FileCode, Thermal
-from dpstream.services.labeler.codes.qe import input_lines
+from dpstream.services.labeler.codes.qe.qe import input_lines
 from dpstream.services.labeler.recipes import make_recipe, recipe_for
 from dpstream.shared.atoms.electron_temperature import electron_temperature, heated
 from dpstream.shared.atoms.frames import Frame, canonical, frame_key, from_ase

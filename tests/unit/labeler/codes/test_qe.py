@@ -12,7 +12,7 @@ import pytest
 from dpstream.services.labeler.acceptance import AcceptanceLimits, BrokenRule, check_after
 from dpstream.services.labeler.attachments import attached
 from dpstream.services.labeler.codes.kpoints import mesh_of
-from dpstream.services.labeler.codes.qe import Qe, input_lines
+from dpstream.services.labeler.codes.qe.qe import Qe, input_lines
 from dpstream.services.labeler.recipes import make_recipe, read_files, unlabelable
 from dpstream.services.labeler.units import RYDBERG
 from dpstream.shared.atoms.frames import Frame

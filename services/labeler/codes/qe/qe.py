@@ -30,7 +30,7 @@ from dpstream.services.labeler.codes.parse import (
     rows,
     scaled,
 )
-from dpstream.services.labeler.codes.qe_keywords import (
+from dpstream.services.labeler.codes.qe.keywords import (
     Namelist,
     check_keywords,
     checked_namelist,

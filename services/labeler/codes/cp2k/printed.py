@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from dpstream.services.labeler.codes.cp2k_input import InputLine, Path, Tree, lines_of
+from dpstream.services.labeler.codes.cp2k.input import InputLine, Path, Tree, lines_of
 
 LEVELS = ("SILENT", "LOW", "MEDIUM", "HIGH", "DEBUG")
 LEVEL_NAMES = ("PRINT_LEVEL", "IOLEVEL")

@@ -17,9 +17,9 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from dpstream.services.labeler import programs
 from dpstream.services.labeler.acceptance import Outcome
 from dpstream.services.labeler.attachments import Attached, attachment
-from dpstream.services.labeler.codes import cp2k_input as cp2k
 from dpstream.services.labeler.codes.base import CodeDefaults, CodeSettings
-from dpstream.services.labeler.codes.cp2k_printed import (
+from dpstream.services.labeler.codes.cp2k import input as cp2k
+from dpstream.services.labeler.codes.cp2k.printed import (
     check_printed,
     is_stress_whole,
     tree_of,

@@ -1,0 +1,1 @@
+"""Quantum ESPRESSO's pw.x: the code, and the keywords of its input."""
