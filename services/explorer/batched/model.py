@@ -19,6 +19,7 @@ from torch_sim.state import SimState
 
 DEVICE: torch.device = env.DEVICE
 DTYPE = torch.float64
+ON_GPU = DEVICE.type == "cuda"
 PINNED_FRAMES = 8
 """On a GPU, frames of pinned replicas are evaluated in batches of this many, filled up with copies:
 the library may choose another kernel, with other last digits, for another shape."""
@@ -65,28 +66,28 @@ class Member:
         self.most: int | None = None
 
     def evaluate(self, frames: Frames, pinned: bool) -> Evaluated:
-        """Evaluates frames, in as many parts as the memory of the device requires."""
+        """Evaluates frames, in as many parts as the memory of the device requires; pinned ones on a
+        GPU in batches of `PINNED_FRAMES`."""
         atoms, n = frames.numbers.shape[1], len(frames.numbers)
+        fixed = PINNED_FRAMES if pinned and ON_GPU else None
         while True:
-            size = n if self.most is None else max(1, self.most // atoms)
+            size = fixed or (n if self.most is None else max(1, self.most // atoms))
             try:
                 parts = [
-                    self._part(frames, rows, pinned)
+                    self._part(frames, rows, fixed or len(rows))
                     for rows in torch.arange(n, device=DEVICE).split(size)
                 ]
             except RuntimeError as error:
-                if "out of memory" not in str(error) or size == 1:
+                if fixed or size == 1 or "out of memory" not in str(error):
                     raise
                 self.most = min(size, n) * atoms // 2
                 torch.cuda.empty_cache()
                 continue
             return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _part(self, frames: Frames, rows: torch.Tensor, pinned: bool) -> Evaluated:
+    def _part(self, frames: Frames, rows: torch.Tensor, size: int) -> Evaluated:
         n = len(rows)
-        if pinned and DEVICE.type == "cuda":
-            rows = padded(rows, PINNED_FRAMES)
-        part = frames.take(rows)
+        part = frames.take(filled_up(rows, size))
         with torch.jit.optimized_execution(False):
             found = self.module(
                 part.coordinates,
@@ -112,9 +113,9 @@ def types_by_number(symbols: Sequence[str]) -> torch.Tensor:
     return types
 
 
-def padded(rows: torch.Tensor, multiple: int) -> torch.Tensor:
-    """`rows` with copies of the last one, so that their number is a multiple of `multiple`."""
-    return torch.cat([rows, rows[-1:].expand(-len(rows) % multiple)])
+def filled_up(rows: torch.Tensor, size: int) -> torch.Tensor:
+    """`rows` with copies of the last one, `size` in all."""
+    return torch.cat([rows, rows[-1:].expand(size - len(rows))])
 
 
 def _joined(parts: Sequence[Evaluated]) -> Evaluated:

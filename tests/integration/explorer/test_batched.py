@@ -354,18 +354,52 @@ def test_a_model_may_number_the_elements_in_its_own_order(
     np.testing.assert_allclose(forces, expected[0], atol=1e-12)
 
 
+def moved_frames(count: int) -> Any:
+    import torch
+
+    from dpstream.services.explorer.batched.model import Frames
+
+    rng = np.random.default_rng(2)
+    moved = AU4CU4.positions + rng.normal(0, 0.05, (count, 8, 3))
+    numbers = torch.tensor([[79] * 4 + [29] * 4] * count)
+    boxes = torch.tensor(np.array([AU4CU4.cell] * count))
+    return Frames(torch.tensor(moved), numbers, boxes, None, None)
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 20])
+def test_pinned_frames_on_a_gpu_are_evaluated_in_batches_of_one_size(
+    alloy_torch_committee: list[Path], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    import torch
+
+    from dpstream.services.explorer.batched import model
+
+    monkeypatch.setattr(model, "ON_GPU", True)
+    plain, counted = (model.Member(str(alloy_torch_committee[0])) for _ in range(2))
+    sizes: list[int] = []
+
+    class Counting(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, coordinates: Any, *rest: Any, **more: Any) -> Any:
+            sizes.append(len(coordinates))
+            return plain.module(coordinates, *rest, **more)
+
+    counted.module = Counting()
+    batch = moved_frames(count)
+    found, expected = counted.evaluate(batch, pinned=True), plain.evaluate(batch, pinned=False)
+    assert {*sizes} == {8}
+    assert found.energies.shape == (count,)
+    torch.testing.assert_close(found.forces, expected.forces)
+    torch.testing.assert_close(found.virials, expected.virials)
+
+
 def test_frames_are_evaluated_in_parts_when_memory_is_short(
     alloy_torch_committee: list[Path],
 ) -> None:
     import torch
 
-    from dpstream.services.explorer.batched.model import Frames, Member, padded
+    from dpstream.services.explorer.batched.model import Member
 
-    rng = np.random.default_rng(2)
-    moved = AU4CU4.positions + rng.normal(0, 0.05, (7, 8, 3))
-    numbers = torch.tensor([[79] * 4 + [29] * 4] * 7)
-    boxes = torch.tensor(np.array([AU4CU4.cell] * 7))
-    batch = Frames(torch.tensor(moved), numbers, boxes, None, None)
+    batch = moved_frames(7)
     plenty = Member(str(alloy_torch_committee[0]))
     expected = plenty.evaluate(batch, pinned=False)
 
@@ -384,8 +418,6 @@ def test_frames_are_evaluated_in_parts_when_memory_is_short(
     assert torch.equal(found.virials, expected.virials)
     assert little.most is not None
     assert little.most // 8 <= 2
-    assert padded(torch.arange(3), 8).tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
-    assert padded(torch.arange(8), 8).tolist() == list(range(8))
 
 
 def test_overlapping_atoms_are_found_on_the_device() -> None:
