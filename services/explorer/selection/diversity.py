@@ -24,19 +24,19 @@ class Environments:
     """Atomic environments of a list of frames.
 
     species[k]: `(n_atoms,)`; descriptors[k]: `(n_atoms, n_features)`; deviations[k]: `(n_atoms,)`
-    force deviation per atom, in the unit of `low`, the lower trust level.
+    force deviation per atom, in the unit of low[k], the frame's lower trust level.
     """
 
     species: Sequence[Sequence[str]]
     descriptors: Sequence[Floats]
     deviations: Sequence[Floats]
-    low: float
+    low: Sequence[float]
 
     def uncertain(self, frame: int) -> list[int]:
         """Atoms of `frame` with deviation ≥ low; the worst atom where none is (a frame can be a
         candidate by its virial alone)."""
         deviation = self.deviations[frame]
-        atoms = np.flatnonzero(deviation >= self.low)
+        atoms = np.flatnonzero(deviation >= self.low[frame])
         return [int(a) for a in atoms] if len(atoms) else [int(np.argmax(deviation))]
 
 

@@ -232,13 +232,14 @@ def _cut(
     assert rules is not None
     described = _described(resources, command, context, loaded, labels.picks)
     batches, picks, systems = list(loaded.batches), dict[str, Candidate](), Counter[str]()
-    for pick, deviation in zip(labels.picks, described.deviations, strict=True):
+    judged = zip(labels.picks, described.deviations, described.low, strict=True)
+    for pick, deviation, low in judged:
         frame, system = loaded.frame(pick), pick.condition.system
         most = min(
             rules.per_frame, command.labels - len(picks), limits.cap(system) - systems[system]
         )
         refusal: Refusal | None = Refusal(OVER)
-        for atom in centres(frame, deviation, described.low, rules.separation, int(most)):
+        for atom in centres(frame, deviation, low, rules.separation, int(most)):
             try:
                 own = cluster(frame, atom, rules.radius)
             except ValueError as error:
@@ -262,32 +263,35 @@ def _described(
     loaded: LoadedPool,
     pool: Sequence[Candidate],
 ) -> Environments:
-    """Atomic environments of the pool, evaluated one composition at a time."""
+    """Atomic environments of the pool, evaluated one composition at a time. In place of a
+    calibrated lower level, the smallest deviation of the candidates is used."""
     descriptors: dict[int, Floats] = {}
     deviations: dict[int, Floats] = {}
-    low, relative = _scale(context.spec(), command, pool)
+    spec = context.spec()
+    levels = [_levels(spec, command, candidate) for candidate in pool]
+    relative = [None if each is None else each.relative for each in levels]
+    least = min((candidate.deviation for candidate in pool), default=0.0)
     frames = [loaded.frame(c) for c in pool]
-    for members in Batch.grouped(frames):
+    for members in Batch.grouped(frames, also=relative):
         context.check()
-        batch = Batch.of([frames[i] for i in members])
-        values, by_atom = resources.descriptors(command.committee, batch, context, relative)
+        batch, scale = Batch.of([frames[i] for i in members]), relative[members[0]]
+        values, by_atom = resources.descriptors(command.committee, batch, context, scale)
         descriptors.update(zip(members, values, strict=True))
         deviations.update(zip(members, by_atom, strict=True))
     return Environments(
         [frame.species for frame in frames],
         [descriptors[i] for i in range(len(frames))],
         [deviations[i] for i in range(len(frames))],
-        low,
+        [least if each is None else each.low for each in levels],
     )
 
 
-def _scale(spec: Spec, command: Select, pool: Sequence[Candidate]) -> tuple[float, float | None]:
-    """The lower trust level, and what deviations are relative to, as in `Trust`. Calibrated levels
-    are not part of the command; the smallest deviation of the candidates is used instead."""
-    trust = spec.stages[command.stage].trust or spec.trust
-    if isinstance(trust, TrustLevels):
-        return trust.low, trust.relative
-    return min((c.deviation for c in pool), default=0.0), None
+def _levels(spec: Spec, command: Select, candidate: Candidate) -> TrustLevels | None:
+    """The trust levels by which a candidate was judged; None if they are calibrated, because the
+    command does not have them."""
+    stage = spec.stages[command.stage]
+    own = stage.system_trust.get(candidate.condition.system) or stage.trust or spec.trust
+    return own if isinstance(own, TrustLevels) else None
 
 
 def _chunks(labels: Picks, audits: Picks) -> list[tuple[Picks, Picks]]:

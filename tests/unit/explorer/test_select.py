@@ -294,6 +294,24 @@ def test_deviations_of_atoms_are_relative_where_the_trust_levels_are(tmp_path, t
     assert bench.relative == relative
 
 
+@pytest.mark.parametrize(("own", "count"), [(None, 1), ({"low": 0.1, "high": 9.0}, 3)])
+def test_atoms_are_uncertain_from_the_lower_level_of_their_system_on(tmp_path, own, count):
+    """One cluster around the worst atom, and further ones around atoms from that level on."""
+    stage = {"name": "s", "systems": ["methane"], "temperatures": [300]}
+    stage["system_trust"] = {} if own is None else {"methane": own}
+    place = Workplace(
+        tmp_path,
+        type_map=["C", "H", "O"],
+        trust={"low": 1e3, "high": 1e4},
+        selection={"clusters": {"radius": 3.2, "per_frame": 3, "separation": 1.0}},
+        stages=[stage],
+        mode="lockstep",
+    )
+    item = place.item("t", [water_box()])
+    event = place.select(Pool(candidates=(item,)), Descriptors(), labels=10)
+    assert len(event.labels) == count
+
+
 def test_the_usual_draw_is_uniform(tmp_path):
     place = Workplace(tmp_path)
     items = [place.item(f"a{i}", [place.frame()]) for i in range(3)]

@@ -60,7 +60,7 @@ def embedding(pool):
         [("H",)] * len(pool),
         [np.array([[c.deviation, 1.0]]) for c in pool],
         [np.array([c.deviation]) for c in pool],
-        low=0.0,
+        low=[0.0] * len(pool),
     )
 
 
@@ -282,7 +282,7 @@ def environments(frames, low=0.1):
         [[e for e, _, _ in atoms] for atoms in frames],
         [np.array([d for _, d, _ in atoms], dtype=float) for atoms in frames],
         [np.array([v for _, _, v in atoms], dtype=float) for atoms in frames],
-        low,
+        [low] * len(frames),
     )
 
 
