@@ -308,7 +308,7 @@ def test_atoms_are_uncertain_from_the_lower_level_of_their_system_on(tmp_path, o
         mode="lockstep",
     )
     item = place.item("t", [water_box()])
-    event = place.select(Pool(candidates=(item,)), Descriptors(), labels=10)
+    event = place.select(CandidatePool(candidates=(item,)), Descriptors(), labels=10)
     assert len(event.labels) == count
 
 
