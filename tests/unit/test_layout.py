@@ -55,6 +55,12 @@ def test_imports_of_test_files_are_found_in_every_form() -> None:
     assert from_test_files("from tests.support.workers.worker import label") == []
 
 
+def test_the_client_that_runs_in_a_pod_imports_no_tests() -> None:
+    """Of the tests, the pod has this file only."""
+    client = ROOT / "tests" / "support" / "deployments" / "kube_client.py"
+    assert not [name for name in imported(client.read_text()) if name.startswith("tests.")]
+
+
 def test_no_folder_is_too_large_to_survey() -> None:
     sizes = Counter(
         str(file.parent.relative_to(ROOT))

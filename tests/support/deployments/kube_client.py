@@ -15,13 +15,13 @@ from contextlib import closing
 from pathlib import Path
 
 from dpstream.services.coordinator.ledger.ledger import read_messages, verdict
+from dpstream.services.coordinator.views.frames import FrameHistory, History
 from dpstream.shared.codec import decode, encode, topic_of
 from dpstream.shared.connect import connect_bus, connect_store
 from dpstream.shared.messages import LabelsDone
 from dpstream.shared.ports import Outgoing, Store
 from dpstream.shared.settings import Settings, read_settings
 from dpstream.shared.values import is_offered
-from tests.support.campaigns.archived import frames_of, whole_state
 
 HERE = Path(__file__).parent
 
@@ -40,12 +40,12 @@ def check(store: Store, campaign: str) -> None:
     frame that the generator offered."""
     while (finished := verdict(store, campaign)) is None:
         time.sleep(1)
-    frames = frames_of(whole_state(store, campaign)).values()
-    labelled = [frame for frame in frames if frame.status == "labelled"]
-    offered = [frame for frame in labelled if is_offered(frame.origin)]
+    messages = list(read_messages(store, campaign))
+    labelled = [frame for frame in History.of(messages).lives.values() if frame.accepted]
+    offered = [frame for frame in labelled if _is_offered(frame)]
     computed = Counter(
         accepted.key
-        for done in read_messages(store, campaign)
+        for done in messages
         if isinstance(done, LabelsDone)
         for accepted in done.accepted
         if not accepted.reused
@@ -55,6 +55,12 @@ def check(store: Store, campaign: str) -> None:
     assert offered
     assert max(computed.values()) == 1
     assert len(computed) == len(labelled)
+
+
+def _is_offered(frame: FrameHistory) -> bool:
+    return frame.purpose == "proposed" or (
+        frame.chosen is not None and is_offered(frame.chosen.trajectory)
+    )
 
 
 if __name__ == "__main__":
