@@ -336,7 +336,7 @@ def test_a_model_may_number_the_elements_in_its_own_order(
     tmp_path: Path, symbols: Sequence[str]
 ) -> None:
     from dpstream.services.explorer.batched.group import Group
-    from dpstream.shared.atoms.deep_pot import Potential
+    from dpstream.shared.atoms.deep_pot import DeepPotential
 
     path = untrained(tmp_path / "model.pth", symbols)
     each = replica([path])
@@ -347,7 +347,7 @@ def test_a_model_may_number_the_elements_in_its_own_order(
             Group([each])
         return
     forces = Group([each]).motion.state.forces.cpu().numpy()
-    model, state = Potential(str(path)), each.state
+    model, state = DeepPotential(str(path)), each.state
     types = [model.type_map.index(symbol) for symbol in state.species]
     _, expected, _ = model.eval(state.positions.reshape(1, -1), state.cell.reshape(1, 9), types)
     assert np.abs(expected).max() > 1e-6
