@@ -7,7 +7,7 @@
     │   └── DigestMismatch   an object's bytes are not what its reference says
     ├── BusError
     │   ├── Unroutable       nothing is bound to receive this message
-    │   └── QueueFull         the broker stores no more: a queue is full
+    │   └── QueueFull        the broker stores no more: a queue is full
     ├── Refused              a BusError and StoreError: wrong credentials, or a server that lacks
     │                        a needed feature; a process that starts does not retry it
     ├── Fenced               a newer coordinator has taken over this campaign

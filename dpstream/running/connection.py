@@ -68,7 +68,7 @@ def open_bus(broker: str | None) -> Bus:
 
 @contextmanager
 def _within_limit() -> Iterator[threading.Event]:
-    """An event that is set after `REACHED` seconds."""
+    """An event that is set after `CONNECT_SECONDS`."""
     stopping = threading.Event()
     timer = threading.Timer(CONNECT_SECONDS, stopping.set)
     timer.daemon = True
