@@ -28,7 +28,6 @@ from dpstream.services.coordinator.views.overview import (
     CampaignOverview,
     LabelLine,
     View,
-    overview,
 )
 from dpstream.services.coordinator.views.tasks import TaskLine
 from dpstream.services.coordinator.views.why import why
@@ -159,7 +158,7 @@ def _campaigns(app: FastAPI, read_access: ReadAccess) -> None:
 
     @app.get("/campaigns/{name}", summary="One campaign")
     def campaign(name: Name) -> CampaignOverview:
-        return overview(read_access.state(name))
+        return read_access.campaign(name)
 
     @app.get("/campaigns/{name}/tasks", summary="Tasks of one campaign")
     def tasks(

@@ -7,6 +7,7 @@ Neither side waits for the other.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ KEPT = 8
 """States of ended campaigns kept in memory."""
 LOOK_EVERY = 60.0
 """Seconds after which the store is asked again whether an ended campaign is archived."""
+Verdict = tuple[str, float]
+"""Id and time of the verdict on a campaign; one that is deleted and run again has another time."""
 
 
 @dataclass
@@ -39,8 +42,12 @@ class ReadAccess:
     coordinator: Coordinator
     _ended: dict[str, State] = field(default_factory=dict)
     _verdicts: dict[str, CampaignFinished] = field(default_factory=dict)
-    _marks: dict[str, tuple[float, ArchiveMark | None]] = field(default_factory=dict)
-    """By the id of the verdict: when the store was asked for the mark, and its answer."""
+    _marks: dict[Verdict, ArchiveMark] = field(default_factory=dict)
+    """Those found; a mark stands as long as its campaign."""
+    _asked: dict[Verdict, float] = field(default_factory=dict)
+    """When the store was asked for the mark of a verdict, monotonic clock."""
+    _outage: float = -math.inf
+    """When the store last did not answer, monotonic clock."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def campaigns(self) -> list[CampaignOverview]:
@@ -50,10 +57,14 @@ class ReadAccess:
             with suppress(NotFound):  # deleted meanwhile
                 lines[name] = self._ended_overview(name)
         for name, open_campaign in dict(self.coordinator.open_campaigns).items():
-            lines[name] = self._overview(open_campaign.state)
+            lines[name] = self._of_state(open_campaign.state)
         for name, why in dict(self.coordinator.broken).items():
             lines[name] = CampaignOverview(name=name, standing="broken", headline=why)
         return [lines[name] for name in sorted(lines)]
+
+    def campaign(self, campaign: str) -> CampaignOverview:
+        """The overview of one campaign. Raises NotFound for an unknown campaign."""
+        return self._of_state(self.state(campaign))
 
     def state(self, campaign: str) -> State:
         """The state of a campaign. Raises NotFound for an unknown campaign."""
@@ -92,7 +103,7 @@ class ReadAccess:
         store = self.coordinator.store
         return label_page(store, self.state(campaign), status, offset, limit)
 
-    def _overview(self, state: State) -> CampaignOverview:
+    def _of_state(self, state: State) -> CampaignOverview:
         now = overview(state)
         mark = None if state.finished is None else self._mark(state.finished)
         return now if mark is None else now.model_copy(update={"archived": mark.file})
@@ -111,11 +122,17 @@ class ReadAccess:
         return self._verdicts[campaign]
 
     def _mark(self, last: CampaignFinished) -> ArchiveMark | None:
-        """Of an ended campaign, if it is archived; during an outage of the store, as before."""
-        now = time.monotonic()
-        asked, mark = self._marks.get(last.id, (-LOOK_EVERY, None))
-        if now - asked >= LOOK_EVERY:
-            with suppress(StoreError):
+        """Of an ended campaign, if it is archived. After an outage the store is not asked for any
+        mark for `LOOK_EVERY`: every question waits until its time limit."""
+        which, now = (last.id, last.time), time.monotonic()
+        asked = max(self._asked.get(which, -math.inf), self._outage)
+        if which not in self._marks and now - asked >= LOOK_EVERY:
+            self._asked[which] = now
+            try:
                 mark = mark_of(self.coordinator.store, last)
-            self._marks[last.id] = now, mark
-        return mark
+            except StoreError:
+                self._outage = time.monotonic()
+            else:
+                if mark is not None:
+                    self._marks[which] = mark
+        return self._marks.get(which)

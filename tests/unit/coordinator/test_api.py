@@ -170,7 +170,7 @@ def test_archived_campaigns_are_listed_on_request(site: CoordinatorHarness, earl
     assert (told["campaigns"], told["archived"]) == ([], 1)
     (one,) = get(site, "/campaigns?archived=true")["campaigns"]
     assert (one["name"], one["archived"]) == ("world", "/kept/world.zip")
-    assert get(site, "/campaigns/world")["name"] == "world"
+    assert get(site, "/campaigns/world")["archived"] == "/kept/world.zip"
 
 
 def test_a_campaign_stays_archived_during_an_outage_of_the_store(
@@ -185,6 +185,38 @@ def test_a_campaign_stays_archived_during_an_outage_of_the_store(
     assert [one.archived for one in access.campaigns()] == [MARK.file]
     site.coordinator.store = FlakyStore(site.store, lambda operation: True)
     assert [one.archived for one in access.campaigns()] == [MARK.file]
+
+
+def test_an_outage_of_the_store_is_waited_for_once(site: CoordinatorHarness) -> None:
+    """Every question waits until its time limit."""
+    for name in ("a", "b", "c"):
+        site.submit(small(name=name))
+        site.finish(name)
+    asked = list[str]()
+
+    def fails(operation: str) -> bool:
+        asked.append(operation)
+        return True
+
+    site.coordinator.store = FlakyStore(site.store, fails)
+    access = ReadAccess(site.coordinator)
+    assert [one.archived for one in access.campaigns()] == [None] * 3
+    assert asked == ["get"]
+
+
+def test_the_store_is_not_asked_again_for_a_mark_it_has(
+    site: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_access, "LOOK_EVERY", 0.0)
+    site.submit(small())
+    last = site.finish().finished
+    assert last is not None
+    archive_mark.mark_archived(site.store, last, MARK)
+    asked = list[str]()
+    site.coordinator.store = FlakyStore(site.store, lambda operation: bool(asked.append(operation)))
+    access = ReadAccess(site.coordinator)
+    assert [access.campaigns()[0].archived for _ in range(3)] == [MARK.file] * 3
+    assert asked == ["get"]
 
 
 def test_the_store_is_not_asked_for_a_mark_at_every_request(site: CoordinatorHarness) -> None:
