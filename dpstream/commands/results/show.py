@@ -12,7 +12,10 @@ from dpstream.commands.options import DEFAULT_ROOT, AsJson, Campaign, Root, name
 from dpstream.report import write_report
 from dpstream.running.requests import rests
 from dpstream.services.coordinator.fleet.spending import spending_by_deployment
+from dpstream.services.coordinator.ledger.archive_mark import mark_of
+from dpstream.services.coordinator.ledger.ledger import verdict
 from dpstream.services.coordinator.views.campaign import CampaignView
+from dpstream.services.coordinator.views.overview import overview
 from dpstream.services.coordinator.views.why import why as why_frame
 from dpstream.shared.errors import SpecError
 from dpstream.shared.store.dead_letters import count_buried
@@ -29,7 +32,9 @@ def status(campaign: Campaign = None, root: Root = DEFAULT_ROOT, as_json: AsJson
         view = CampaignView.read(store, name)
         found = view.status
         if as_json:
-            print_line(console, found.overview.model_dump_json(indent=2))
+            last = verdict(store, name)
+            now = overview(view.state, None if last is None else mark_of(store, last))
+            print_line(console, now.model_dump_json(indent=2))
             return
         console.print(summary(found, remaining(found.overview, view.pace)))
         buried, spending = count_buried(store), spending_by_deployment(store)

@@ -104,9 +104,7 @@ class ReadAccess:
         return label_page(store, self.state(campaign), status, offset, limit)
 
     def _of_state(self, state: State) -> CampaignOverview:
-        now = overview(state)
-        mark = None if state.finished is None else self._mark(state.finished)
-        return now if mark is None else now.model_copy(update={"archived": mark.file})
+        return overview(state, None if state.finished is None else self._mark(state.finished))
 
     def _ended_overview(self, campaign: str) -> CampaignOverview:
         last = self._verdict(campaign)

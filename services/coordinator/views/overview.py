@@ -221,7 +221,8 @@ def standing(state: State) -> Literal["running", "paused", "finished"]:
     return "running" if state.paused is None else "paused"
 
 
-def overview(state: State) -> CampaignOverview:
+def overview(state: State, mark: ArchiveMark | None = None) -> CampaignOverview:
+    """`mark`: of a campaign that is archived."""
     spec, stage = state.spec, state.exploration.stage
     return CampaignOverview(
         name=spec.name,
@@ -244,6 +245,7 @@ def overview(state: State) -> CampaignOverview:
         paused=state.paused,
         verdict=state.finished.verdict if state.finished else None,
         why=state.finished.why if state.finished else None,
+        archived=None if mark is None else mark.file,
         shares=_shares(state),
         cross_check=_cross_check(state),
         imports_differ=state.paused is not None and state.cross_check.awaits_acceptance,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import sys
 import zipfile
@@ -84,6 +85,12 @@ def test_an_archived_campaign_is_listed_on_request(call: Call, store: FolderStor
     assert listed(call, "--archived") == [NAME]
     assert "kept.zip" in call("list", "--archived")[1]
     assert call("status", NAME)[0] == 0, "it is still there"
+
+
+def test_status_as_json_names_the_archive(call: Call, store: FolderStore, tmp_path: Path) -> None:
+    assert json.loads(call("status", "--json")[1])["archived"] is None
+    assert call("archive", NAME, "-o", "kept.zip")[0] == 0
+    assert json.loads(call("status", "--json")[1])["archived"] == str(tmp_path / "kept.zip")
 
 
 def test_a_campaign_that_goes_on_is_listed_again(call: Call, store: FolderStore) -> None:
