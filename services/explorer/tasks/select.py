@@ -264,13 +264,14 @@ def _described(
     pool: Sequence[Candidate],
 ) -> Environments:
     """Atomic environments of the pool, evaluated one composition at a time. In place of a
-    calibrated lower level, the smallest deviation of the candidates is used."""
+    calibrated lower level, the smallest deviation of the candidates judged by it is used."""
     descriptors: dict[int, Floats] = {}
     deviations: dict[int, Floats] = {}
     spec = context.spec()
     levels = [_levels(spec, command, candidate) for candidate in pool]
     relative = [None if each is None else each.relative for each in levels]
-    least = min((candidate.deviation for candidate in pool), default=0.0)
+    judged = zip(pool, levels, strict=True)
+    least = min((each.deviation for each, own in judged if own is None), default=0.0)
     frames = [loaded.frame(c) for c in pool]
     for members in Batch.grouped(frames, also=relative):
         context.check()

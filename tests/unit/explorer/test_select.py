@@ -1,6 +1,7 @@
 """The select task end to end, on a real store: pool in, event and batches out."""
 
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -310,6 +311,25 @@ def test_atoms_are_uncertain_from_the_lower_level_of_their_system_on(tmp_path, o
     item = place.item("t", [water_box()])
     event = place.select(CandidatePool(candidates=(item,)), Descriptors(), labels=10)
     assert len(event.labels) == count
+
+
+def test_relative_deviations_of_a_system_do_not_set_the_level_of_another(tmp_path):
+    own = {"low": 0.001, "high": 9.0, "relative": 1.0}
+    stage = {"name": "s", "systems": ["methane", "water"], "temperatures": [300]}
+    place = Workplace(
+        tmp_path,
+        type_map=["C", "H", "O"],
+        systems={name: {"structures": ["m.xyz"]} for name in ("methane", "water")},
+        trust={"target": 0.1},
+        selection={"clusters": {"radius": 3.2, "per_frame": 3, "separation": 1.0}},
+        stages=[{**stage, "system_trust": {"water": own}}],
+        mode="lockstep",
+    )
+    calibrated = place.item("calibrated", [water_box()], deviation=1e3)
+    water = place.item("relative", [water_box(9.2)], deviation=0.002)
+    water = water.model_copy(update={"condition": Condition(system="water", temperature=300.0)})
+    event = place.select(CandidatePool(candidates=(calibrated, water)), Descriptors(), labels=10)
+    assert Counter(chosen.trajectory for chosen in event.labels)["calibrated"] == 1
 
 
 def test_the_usual_draw_is_uniform(tmp_path):
