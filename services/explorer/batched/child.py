@@ -24,12 +24,12 @@ SEGMENT_SECONDS = 0.5
 
 def put(name: str, terms: Mapping[str, Any], state: str) -> None:
     """Add a replica with the state in a file; it moves when it is asked to."""
-    REPLICAS[name] = Replica(Terms.of(terms), ReplicaState.loads(Path(state).read_bytes()))
+    _set(name, Replica(Terms.of(terms), ReplicaState.loads(Path(state).read_bytes())))
 
 
 def change(name: str, terms: Mapping[str, Any]) -> None:
     """Continue a replica on other terms, such as another committee."""
-    _replica(name).terms = Terms.of(terms)
+    _set(name, Replica(Terms.of(terms), _replica(name).state))
 
 
 def save(name: str, state: str) -> None:
@@ -65,6 +65,12 @@ def advance(asked: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 def _over() -> dict[str, Request]:
     requests = ((name, each.request) for name, each in REPLICAS.items())
     return {name: request for name, request in requests if request is not None and request.over}
+
+
+def _set(name: str, replica: Replica) -> None:
+    """Raises ValueError for models that cannot move it: in a batch it would end the others."""
+    replica.check_elements()
+    REPLICAS[name] = replica
 
 
 def _replica(name: str) -> Replica:

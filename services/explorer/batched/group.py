@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +75,13 @@ class Replica:
         # A batch draws its random numbers from one sequence.
         alone = id(self) if terms.pinned and terms.ensemble in RANDOM else None
         return (*ways, terms.pinned, self.state.cell is None, alone)
+
+    def check_elements(self) -> None:
+        """Raises ValueError if a model lacks an element of the replica."""
+        for path in self.terms.models:
+            unknown = {*self.state.species} - {*member(path).type_map}
+            if unknown:
+                raise ValueError(f"the model has no element {min(unknown)}")
 
 
 class Group:
@@ -196,10 +202,6 @@ class Group:
 
         coordinates = stacked("positions")
         assert coordinates is not None
-        for path, state in product(self.terms.models, states):
-            unknown = {*state.species} - {*member(path).type_map}
-            if unknown:
-                raise ValueError(f"the model has no element {min(unknown)}")
         species = [[atomic_numbers[symbol] for symbol in state.species] for state in states]
         numbers = _tensor(species, torch.int64)
         return Frames(coordinates, numbers, stacked("cell"), stacked("fparam"), stacked("aparam"))

@@ -22,7 +22,7 @@ from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.settings import ExplorerSettings
 from dpstream.services.explorer.tasks.explore import explore
 from dpstream.shared.atoms.frames import Batch, Frame, min_distance
-from dpstream.shared.errors import EngineCrashed, Permanent, Stopped
+from dpstream.shared.errors import EngineCrashed, EngineError, Permanent, Stopped
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.settings import read_settings
 from dpstream.shared.spec import Md
@@ -327,6 +327,7 @@ def untrained(path: Path, symbols: Sequence[str]) -> Path:
     descriptor |= {"sel": [60] * len(symbols), "neuron": [4, 8], "axis_neuron": 2}
     fitting = {"type": "ener", "neuron": [8, 8], "seed": 1}
     model = {"type_map": list(symbols), "descriptor": descriptor, "fitting_net": fitting}
+    path.parent.mkdir(exist_ok=True)
     torch.jit.save(torch.jit.script(get_model(model).eval()), str(path))
     return path
 
@@ -344,7 +345,7 @@ def test_a_model_may_number_the_elements_in_its_own_order(
     each.state = replace(each.state, positions=each.state.positions + moved)
     if "Cu" not in symbols:
         with pytest.raises(ValueError, match="the model has no element Cu"):
-            Group([each])
+            each.check_elements()
         return
     forces = Group([each]).motion.state.forces.cpu().numpy()
     model, state = DeepPotential(str(path)), each.state
@@ -352,6 +353,26 @@ def test_a_model_may_number_the_elements_in_its_own_order(
     _, expected, _ = model.eval(state.positions.reshape(1, -1), state.cell.reshape(1, 9), types)
     assert np.abs(expected).max() > 1e-6
     np.testing.assert_allclose(forces, expected[0], atol=1e-12)
+
+
+def test_a_model_without_an_element_ends_its_own_trajectory_alone(
+    resources: ExplorerResources, tmp_path: Path, alloy_torch_committee: list[Path]
+) -> None:
+    lacking = [untrained(tmp_path / f"{number}" / "model.pth", ("Au", "Zn")) for number in (0, 1)]
+    refused = harness_for(tmp_path / "refused", lacking)
+    endless = harness_for(tmp_path / "endless", alloy_torch_committee, steps=100000)
+    command = endless.explore(trust=EVERYTHING)
+    context = endless.context(command)
+    with ThreadPoolExecutor(1) as threads:
+        neighbour = threads.submit(explore, resources, command, context)
+        _await_moving(resources, 1)
+        with pytest.raises(EngineError, match="the model has no element Cu"):
+            run(resources, refused)
+        still_moving = not neighbour.done()
+        context.stopping.set()
+        with pytest.raises(Stopped):
+            neighbour.result()
+    assert still_moving
 
 
 def moved_frames(count: int) -> Any:
