@@ -41,7 +41,6 @@ PARTS = ("models", "dataset", "audit", "held-out", "md-example")
 README = "README.txt"
 """The last file of an export: where it exists, the export is complete."""
 ELSEWHERE = "give another folder with dpstream export --output"
-"""Folder of a campaign in the store with the marks of its archives."""
 EXAMPLE_STEPS = 2000
 
 
