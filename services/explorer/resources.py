@@ -31,6 +31,8 @@ DATA_ONLY = frozenset({GRAPH})
 checked."""
 KEPT_MODELS = 64
 """Maximum model files that a slot keeps on disk; it gives up the least recently used."""
+KEPT_MANIFESTS = 16
+"""Maximum manifests of committees that a slot keeps in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +110,7 @@ class ExplorerResources:
     """Of frames from outside; starts with the first."""
     batch: BatchRunner = field(init=False)
     _manifests: dict[str, Committee] = field(default_factory=dict)
-    """By digest."""
+    """The newest `KEPT_MANIFESTS`, by digest."""
     _checked: set[str] = field(default_factory=set)
     """Digests of models whose graph has been checked."""
     _kept: OrderedDict[str, None] = field(default_factory=OrderedDict)
@@ -145,6 +147,8 @@ class ExplorerResources:
         """The manifest of a committee; read once, because most tasks name the same one."""
         if ref.sha256 not in self._manifests:
             self._manifests[ref.sha256] = Committee.model_validate_json(context.fetch(ref))
+            while len(self._manifests) > KEPT_MANIFESTS:
+                del self._manifests[next(iter(self._manifests))]
         return self._manifests[ref.sha256]
 
     def load(self, committee: Committee, context: Context) -> LoadedCommittee:
