@@ -22,7 +22,7 @@ from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.settings import ExplorerSettings
 from dpstream.services.explorer.tasks.explore import explore
 from dpstream.shared.atoms.frames import Batch, Frame, min_distance
-from dpstream.shared.errors import EngineCrashed, EngineError, Permanent, Stopped
+from dpstream.shared.errors import EngineCrashed, Permanent, Stopped
 from dpstream.shared.messages import ChunkExplored
 from dpstream.shared.settings import read_settings
 from dpstream.shared.spec import Md
@@ -327,7 +327,6 @@ def untrained(path: Path, symbols: Sequence[str]) -> Path:
     descriptor |= {"sel": [60] * len(symbols), "neuron": [4, 8], "axis_neuron": 2}
     fitting = {"type": "ener", "neuron": [8, 8], "seed": 1}
     model = {"type_map": list(symbols), "descriptor": descriptor, "fitting_net": fitting}
-    path.parent.mkdir(exist_ok=True)
     torch.jit.save(torch.jit.script(get_model(model).eval()), str(path))
     return path
 
@@ -355,24 +354,22 @@ def test_a_model_may_number_the_elements_in_its_own_order(
     np.testing.assert_allclose(forces, expected[0], atol=1e-12)
 
 
-def test_a_model_without_an_element_ends_its_own_trajectory_alone(
-    resources: ExplorerResources, tmp_path: Path, alloy_torch_committee: list[Path]
-) -> None:
-    lacking = [untrained(tmp_path / f"{number}" / "model.pth", ("Au", "Zn")) for number in (0, 1)]
-    refused = harness_for(tmp_path / "refused", lacking)
-    endless = harness_for(tmp_path / "endless", alloy_torch_committee, steps=100000)
-    command = endless.explore(trust=EVERYTHING)
-    context = endless.context(command)
-    with ThreadPoolExecutor(1) as threads:
-        neighbour = threads.submit(explore, resources, command, context)
-        _await_moving(resources, 1)
-        with pytest.raises(EngineError, match="the model has no element Cu"):
-            run(resources, refused)
-        still_moving = not neighbour.done()
-        context.stopping.set()
-        with pytest.raises(Stopped):
-            neighbour.result()
-    assert still_moving
+def test_a_model_without_an_element_is_refused_before_it_can_end_a_batch(tmp_path: Path) -> None:
+    from dpstream.services.explorer.batched import child
+
+    for name, symbols in (("whole", ("Au", "Cu")), ("lacking", ("Au", "Zn"))):
+        untrained(tmp_path / f"{name}.pth", symbols)
+    whole, lacking = (replica([tmp_path / f"{name}.pth"]) for name in ("whole", "lacking"))
+    state = tmp_path / "state.npz"
+    state.write_bytes(whole.state.dumps())
+    child.put("one", vars(whole.terms), str(state))
+    with pytest.raises(ValueError, match="the model has no element Cu"):
+        child.put("other", vars(lacking.terms), str(state))
+    with pytest.raises(ValueError, match="the model has no element Cu"):
+        child.change("one", vars(lacking.terms))
+    assert list(child.REPLICAS) == ["one"]
+    assert child.REPLICAS["one"].terms == whole.terms
+    child.end("one")
 
 
 def moved_frames(count: int) -> Any:
