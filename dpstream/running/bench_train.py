@@ -32,7 +32,7 @@ from dpstream.services.trainer.training_input import (
 from dpstream.shared.atoms.dataset import Labelled, write_deepmd
 from dpstream.shared.atoms.frames import Frame, FrameLabel
 from dpstream.shared.errors import DpstreamError, SpecError, Stopped
-from dpstream.shared.runtime.device import Device, chosen, gpus
+from dpstream.shared.runtime.device import Device, chosen, device_of_environment
 from dpstream.shared.runtime.machine import cores, memory
 from dpstream.shared.spec import Spec
 from dpstream.shared.spec.training import CPU_BATCH, GPU_BATCH
@@ -87,7 +87,6 @@ class Bench:
 
     def _choices(self) -> Iterator[tuple[str, Device]]:
         """Installed backends that support the models, on every kind of device."""
-        devices = [chosen("cpu"), *([chosen("cuda")] if gpus() else [])]
         for name, backend in BACKENDS.items():
             if find_spec(backend.package) is None:
                 self.failures[name] = f"not installed; pip install '{backend.install}'"
@@ -97,7 +96,7 @@ class Bench:
             except SpecError as error:
                 self.failures[name] = str(error)
                 continue
-            yield from ((name, device) for device in devices)
+            yield from ((name, device) for device in devices())
 
     def _spec_for(self, backend: str) -> Spec:
         """The spec with another backend; nets as stated, from scratch."""
@@ -188,6 +187,13 @@ def _displaced(frame: Frame, rng: np.random.Generator) -> Labelled:
     return Labelled(changed, label, {})
 
 
+def devices() -> list[Device]:
+    """The CPU, and the GPU on which a trainer here would compute, if any. Raises SpecError as
+    `chosen`."""
+    mine = device_of_environment()
+    return [chosen("cpu"), *([mine] if mine.gpu is not None else [])]
+
+
 def _that_fit_in_memory() -> int:
     """Trainings for which there is memory, in addition to the first."""
     return 1 + int(memory() / SLOT_MIB)
@@ -257,7 +263,7 @@ class Slot:
         """Of the last line of the loss curve. Raises the error that ended the training."""
         if self.error is not None:
             raise self.error
-        return last_step(self.folder / LCURVE)
+        return last_step(self.folder)
 
     def stop(self) -> None:
         """End the training at the next look, within about a second."""

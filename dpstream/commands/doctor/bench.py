@@ -47,11 +47,11 @@ def bench_train(
     """Find the fastest backend, device and number of trainings at once for a spec.
 
     Trains the spec's models for a few seconds each, with every installed backend of DeePMD-kit, on
-    the CPU and on a GPU, 1, 2, 4, … at once, on structures of the spec with random labels. Prints
-    the atoms of a batch, the time of a step, the steps per second of all trainings at once, the
-    times to start a training and to freeze, compress and measure its model, and how long the first
-    committee takes. The figures are kept in the user's cache folder, where dpstream validate finds
-    them.
+    the CPU and on the GPU that DPSTREAM_DEVICE chooses (by default the first), 1, 2, 4, … at once,
+    on structures of the spec with random labels. Prints the atoms of a batch, the time of a step,
+    the steps per second of all trainings at once, the times to start a training and to freeze,
+    compress and measure its model, and how long the first committee takes. The figures are kept in
+    the user's cache folder, where dpstream validate finds them.
 
     Each backend needs some seconds to start: with more than one, allow two minutes.
 
