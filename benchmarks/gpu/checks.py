@@ -35,11 +35,15 @@ def _checks(folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
         yield "libcudart.so.12", lambda: cudart_folder() or "not installed"
         yield "TensorFlow is not needed", _without_tensorflow
         yield "a trainer's backend", lambda: trainer.call("describe", {})
-        yield "a compressed model in the trainer", lambda: trainer.call("check", {}) or "evaluated"
-        yield "a compressed model in the explorer", lambda: judge.call("check", {}) or "evaluated"
+        yield "a compressed model in the trainer", lambda: _evaluates_compressed(trainer)
+        yield "a compressed model in the explorer", lambda: _evaluates_compressed(judge)
     finally:
         resources.close()
         judge.kill()
+
+
+def _evaluates_compressed(engine: ChildProcess) -> str:
+    return f"evaluated on {engine.call('check', {'folder': str(engine.scratch)})}"
 
 
 def _without_tensorflow() -> str:

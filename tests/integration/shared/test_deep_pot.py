@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu import checks
+from tests.support.nvml import has_gpus
+
 PROGRAM = """
 import json, sys
 import numpy as np
@@ -67,3 +70,16 @@ def test_pytorchs_native_list_gives_the_same_numbers(tmp_path: Path) -> None:
     found = compared(tmp_path / "tiny-compressed.pth", tmp_path)
     assert found["largest"] < 1e-12
     assert (found["frames"], found["type_map"], found["cutoff"]) == (1100, True, True)
+
+
+@pytest.mark.pytorch
+@pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
+def test_the_checks_for_a_gpu_pass_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of `python -m benchmarks.gpu --check`."""
+    has_gpus(monkeypatch)
+    assert checks.run(tmp_path) == 0
+    out = capsys.readouterr().out
+    assert out.count("evaluated on cpu") == 2
+    assert "FAILED" not in out
