@@ -94,18 +94,19 @@ class ProcessFleet:
         return worker_script(pool, self.pools[pool])
 
     def _launch(self, label: str, alive: Sequence[str]) -> Launch:
+        """`alive`: names of the workers that are seen. A child that is replacing its program is not,
+        because its environment cannot be read meanwhile."""
         name = label.partition("/")[2]
-        ended = {
-            f"{name}-{number}": _ending(status)
-            for number, child in enumerate(self._children.get(label, ()))
-            if (status := child.poll()) is not None
-        }
+        children = enumerate(self._children.get(label, ()))
+        own = {f"{name}-{number}": child.poll() for number, child in children}
+        ended = {each: _ending(status) for each, status in own.items() if status is not None}
+        up = {*alive, *own} - ended.keys()
         return Launch(
             name,
             pool=name.rpartition("-")[0],
-            running=len(alive),
+            running=len(up),
             ended=Counter(ended.values()),
-            up=frozenset(filter(None, alive)),
+            up=frozenset(filter(None, up)),
             gone=frozenset(ended),
             since=time_of(name),
         )

@@ -44,14 +44,16 @@ def worker_script(
 
 def _worker(command: str, signals: str) -> list[str]:
     """The last lines. Signals reach the whole process group: the worker ignores those that announce
-    the stop. A signal also ends `wait`, which then has to be repeated."""
+    the stop; the shell ignores SIGTERM, and all of them after the first. If a signal and the end of
+    the worker came together in `wait`, bash would report 255 in place of the worker's status. The
+    first one ends `wait`, which then has to be repeated."""
     if not signals:
         return [f"exec {command}"]
     return [
-        f"(trap '' {signals}; exec {command}) &",
+        "trap '' TERM",
+        f"(trap '' {signals}; trap - TERM; exec {command}) &",
         "worker=$! woken=1",
-        "trap 'woken=1' TERM",
-        f"trap 'woken=1; trap \"woken=1\" {signals}; kill -TERM $worker' {signals}",
+        f"trap 'trap \"\" {signals}; woken=1; kill -TERM $worker' {signals}",
         'while test -n "$woken"; do woken=; wait $worker; status=$?; done',
         "exit $status",
     ]

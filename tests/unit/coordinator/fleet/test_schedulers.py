@@ -318,6 +318,19 @@ sys.exit(75)
 """
 
 
+def started(engine: str, *command: str) -> subprocess.Popen[str]:
+    """A job with one worker."""
+    row, settings = SCHEDULERS[engine], pool(engine, command=command)
+    script = worker_script("cpu", settings, named=row.named, announced_by=row.announced_by)
+    return subprocess.Popen(
+        ["bash", "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "JOB_NAME": "dps.d.cpu.cpu-1"},
+    )
+
+
 @pytest.mark.parametrize(
     ("engine", "sent"),
     [
@@ -337,16 +350,7 @@ def test_whatever_announces_the_stop_is_one_sigterm_for_the_worker(
     engine: str, sent: Sequence[signal.Signals]
 ) -> None:
     """The signals go to every process of the job, and the exit status is the worker's."""
-    row = SCHEDULERS[engine]
-    settings = pool(engine, command=["python3", "-S", "-c", COUNTING])
-    script = worker_script("cpu", settings, named=row.named, announced_by=row.announced_by)
-    job = subprocess.Popen(
-        ["bash", "-c", script],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "JOB_NAME": "dps.d.cpu.cpu-1"},
-    )
+    job = started(engine, "python3", "-S", "-c", COUNTING)
     assert job.stdout is not None
     assert job.stdout.readline() == "up\n"
     for number in sent:
@@ -354,3 +358,15 @@ def test_whatever_announces_the_stop_is_one_sigterm_for_the_worker(
         time.sleep(0.1)
     assert job.stdout.read() == "1\n"
     assert job.wait(timeout=10) == 75
+
+
+@pytest.mark.parametrize("engine", ["sge", "pbs", "lsf"])
+def test_the_status_of_a_worker_that_ends_at_once_is_not_lost(engine: str) -> None:
+    """The signal reaches the shell and the worker together."""
+    ends_at_once = "trap 'exit 75' TERM; echo up; sleep 20 >/dev/null & wait"
+    for _ in range(10):
+        with started(engine, "bash", "-c", ends_at_once) as job:
+            assert job.stdout is not None
+            assert job.stdout.readline() == "up\n"
+            os.killpg(job.pid, signal.SIGTERM)
+            assert job.wait(timeout=10) == 75
