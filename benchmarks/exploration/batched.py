@@ -43,11 +43,7 @@ def crystal(type_map: Sequence[str], atoms: int) -> Frame:
 
 
 def batched(
-    models: Sequence[Path],
-    type_map: Sequence[str],
-    frame: Frame,
-    replicas: int,
-    device: Device | None = None,
+    models: Sequence[Path], frame: Frame, replicas: int, device: Device | None = None
 ) -> float:
     """Atom-steps per second."""
     with private_folder(None) as folder:
@@ -137,7 +133,7 @@ def main() -> None:
     print(f"LAMMPS, one trajectory: {one:,.0f} atom-steps/s", flush=True)
     found = {"lammps": one}
     for replicas in map(int, options.replicas.split(",")):
-        many = batched(models, type_map, frame, replicas)
+        many = batched(models, frame, replicas)
         found[f"batched-{replicas}"] = many
         text = f"batched, {replicas:3} replicas: {many:,.0f} atom-steps/s, {many / one:.2f} times"
         print(text, flush=True)

@@ -87,5 +87,5 @@ def explore(models: Sequence[Path], device: Device, name: str) -> Iterator[Row]:
     unit = "atom-steps/s"
     yield Row("LAMMPS, 1 trajectory", name, batched.lammps(models, TYPES, frame, device), unit)
     for replicas in REPLICAS if device.gpu else REPLICAS[:3]:
-        rate = batched.batched(models, TYPES, frame, replicas, device)
+        rate = batched.batched(models, frame, replicas, device)
         yield Row(f"batched, {replicas} replicas", name, rate, unit)
