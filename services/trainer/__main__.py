@@ -32,7 +32,8 @@ def plans(settings: TrainerSettings, scratch: Path) -> Sequence[WorkerPlan]:
     plans = []
     for number in range(slots(settings, device)):
         own = scratch / f"slot-{number}"
-        resources = TrainerResources(own, settings.threads, models, device)
+        # One check holds for all slots, which would start one after another.
+        resources = TrainerResources(own, settings.threads, models, device, checks_gpu=number == 0)
         programs = versions_of(DISTRIBUTIONS)
         plan = WorkerPlan((Train.QUEUE,), HANDLERS, resources, programs, device, unserved)
         plans.append(plan)

@@ -31,11 +31,12 @@ class TrainerResources:
         threads: int = 1,
         models: frozenset[str] = DATA_ONLY,
         device: Device | None = None,
+        checks_gpu: bool = True,
     ) -> None:
         """`scratch`: a private folder; `threads` per training; `models`: suffixes of users' models
         from which trainings may start; `device`: what trainings run on, None: what DeePMD-kit
-        chooses."""
-        self.models, self.device = models, device
+        chooses; `checks_gpu`: whether `start` waits until PyTorch has used the GPU."""
+        self.models, self.device, self.checks_gpu = models, device, checks_gpu
         self._engines = {
             name: ChildProcess(
                 f"dpstream.services.trainer.backends.{name}",
@@ -76,7 +77,7 @@ class TrainerResources:
         for name, backend in BACKENDS.items():
             if _is_installed(backend.package):
                 self.engine(name).start()
-                if name == "pytorch":
+                if name == "pytorch" and self.checks_gpu:
                     check_gpu(self.engine(name), self.device)
                 return
 

@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 
 from dpstream.services.explorer.resources import ExplorerResources
+from dpstream.services.trainer import __main__ as trainer_process
 from dpstream.services.trainer import checkpoints
+from dpstream.services.trainer.settings import TrainerSettings
 from dpstream.services.trainer.training_input import BACKENDS, INPUT, LCURVE
 from dpstream.shared.atoms.deviation import max_force_deviation
 from dpstream.shared.errors import Permanent, SpecError
 from dpstream.shared.messages import MemberTrained
 from dpstream.shared.runtime.device import Device, Gpu
 from dpstream.shared.runtime.gpu_check import check_gpu
+from dpstream.shared.settings import read_settings
 from dpstream.shared.values import given_model
 from tests.support.workers.explorer import CH4, evaluated, run
 from tests.support.workers.trainer import TrainerHarness, backends_loaded_by
@@ -133,6 +136,26 @@ def test_a_compressed_model_is_evaluated_before_the_first_task(
             check_gpu(engine, gpu)
     finally:
         engine.scratch = scratch
+
+
+@pytest.mark.pytorch
+def test_the_gpu_is_checked_by_the_first_slot_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each check waits for an import of torch and a CUDA context."""
+    if find_spec("tensorflow") is not None or find_spec("torch") is None:
+        pytest.skip("PyTorch is not the first backend here")
+    gpu = Device("cuda", Gpu(0, "H200", 143771, "580.1"))
+    monkeypatch.setattr(trainer_process, "chosen", lambda setting: gpu)
+    settings = read_settings(TrainerSettings, broker="amqp://host", store="x", trainer_slots=3)
+    slots = [plan.resources for plan in trainer_process.plans(settings, tmp_path)]
+    try:
+        for slot in slots:
+            slot.start()
+        assert [slot.engine("pytorch")._calls for slot in slots] == [1, 0, 0]
+    finally:
+        for slot in slots:
+            slot.close()
 
 
 def test_a_training_goes_on_and_is_finetuned(
