@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ase.units import fs
 
 pytest.importorskip("torch_sim")
 
@@ -28,8 +29,11 @@ from dpstream.shared.settings import read_settings
 from dpstream.shared.spec import Md
 from dpstream.shared.values import Condition, Trust
 from tests.support.workers.explorer import ALLOY, AU4CU4, BAROSTATS, CH4, ExplorerHarness
+from tests.support.workers.explorer import run as run_lammps
 
 EVERYTHING = Trust(low=1e-12, high=1e9)
+SAME = 100
+"""Checks for which two trajectories are compared."""
 DOUBLE = replace(
     AU4CU4,
     species=("Au",) * 8 + ("Cu",) * 8,
@@ -159,6 +163,47 @@ def replica(models: Sequence[Path], ensemble: Any = "nvt") -> Any:
     )
     state = initial_state(AU4CU4, Md(), 300.0, seed=3)
     return Replica(terms, state, Request(checks=1000, streak=0, frames="unused"))
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "apart"),
+    [("nve", 1e-6), ("nvt", 1e-5), pytest.param("npt-iso", 5e-3, marks=npt)],
+)
+def test_a_trajectory_is_that_of_lammps_from_the_same_velocities(
+    resources: ExplorerResources,
+    tmp_path: Path,
+    alloy_torch_committee: list[Path],
+    ensemble: str,
+    apart: float,
+) -> None:
+    """Both solve the same equations, those of thermostat and barostat included. `apart`: Å at most;
+    only the barostats divide a step differently, and this cell doubles its volume."""
+    from dpstream.services.explorer.batched.group import Group
+
+    one = replica(alloy_torch_committee, ensemble)
+    velocities = one.state.momenta / one.state.masses[:, None] * (1000 * fs)  # Å/ps
+    group = Group([one])
+    for _ in range(SAME):
+        group.check()
+    positions, cells = (np.array(each) for each in list(zip(*one.request.seen, strict=True))[:2])
+    other = run_lammps(
+        resources.engine,
+        tmp_path,
+        AU4CU4,
+        alloy_torch_committee[::-1],  # the second one drives
+        Condition(system="s", temperature=300.0, pressure=0.0),
+        checks=SAME,
+        velocity=[
+            f"set atom {number} vx {x!r} vy {y!r} vz {z!r}"
+            for number, (x, y, z) in enumerate(velocities.tolist(), 1)
+        ],
+        ensemble=ensemble,
+        timestep=one.terms.timestep,
+        every=one.terms.every,
+    )
+    assert cells == pytest.approx(other.arrays["cells"], abs=apart)
+    moved = (positions - other.arrays["positions"]) @ np.linalg.inv(cells)
+    assert np.abs((moved - np.round(moved)) @ cells).max() < apart
 
 
 PRESSURE = """

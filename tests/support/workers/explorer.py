@@ -64,9 +64,11 @@ def run(
     condition: Condition = COLD,
     trust: Trust = OPEN,
     checks: int = 10,
+    velocity: Sequence[str] = (),
     **md: Any,
 ) -> Trajectory:
-    """A trajectory straight through the engine, driver 1."""
+    """A trajectory straight through the engine, driver 1. `velocity`: commands that set other
+    initial velocities."""
     folder.mkdir(exist_ok=True)
     settings = Md.model_validate({"timestep": 0.0005, "every": 5, **md})
     type_map = sorted(set(frame.species))
@@ -74,6 +76,7 @@ def run(
     data.write_text(md_script.data_file(frame, type_map, {}))
     pair = md_script.pair_commands(models, 1, type_map, settings.every, trust, frame)
     script = md_script.start_script(frame, data, settings, condition, 5, pair)
+    script.velocity.extend(velocity)
     engine.call("begin", {"script": vars(script)})
     arguments = {
         "checks": checks,
