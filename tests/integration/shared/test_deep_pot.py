@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import checks
-from tests.support.nvml import has_gpus
+from tests.support.workers.nvml import has_gpus
 
 PROGRAM = """
 import json, sys
