@@ -94,7 +94,7 @@ class ProcessFleet:
         return worker_script(pool, self.pools[pool])
 
     def _launch(self, label: str, alive: Sequence[str]) -> Launch:
-        """`alive`: names of the workers that are seen; a child that is replacing its program is not,
+        """`alive`: names of the workers that are seen; a child replacing its program is not,
         because its environment cannot be read meanwhile."""
         name = label.partition("/")[2]
         children = enumerate(self._children.get(label, ()))
