@@ -16,7 +16,8 @@ from dpstream.shared.ports import Fleet, Launch
 from tests.support.servers.batch_server import QUEUE
 from tests.support.servers.stand_in_scheduler import COMMANDS, installed
 
-PROMPT = 30.0
+PROMPT = 120.0
+"""Seconds, the limit of every wait. After an absence of its master, Grid Engine needs over 30."""
 MADE = 1_700_000_000.0
 NAME = name_of("cpu", MADE)
 STAYING = ("bash", "-c", "trap 'exit 75' TERM; touch up.$$ 2>/dev/null; sleep 300 & wait")
