@@ -22,6 +22,24 @@ REMEMBERED = 86_400.0
 a new host name at each start."""
 SETTLED = 3600.0
 """Seconds after which the same statement is written again, with its new time."""
+JAX_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
+DISTRIBUTIONS = ("deepmd-kit", "tensorflow", "tensorflow-cpu", "torch", "jax", *JAX_PLUGINS)
+"""What a trainer states the versions of."""
+BACKENDS = frozenset({"tensorflow", "pytorch", "jax"})
+
+
+def gpu_backends(programs: Mapping[str, str]) -> frozenset[str]:
+    """The backends of DeePMD-kit that are built for GPUs, as far as the versions of a trainer's
+    `DISTRIBUTIONS` tell; all where it states none. Whether one finds its GPU is known to its engine
+    alone."""
+    if not programs:
+        return BACKENDS
+    built = {
+        "tensorflow": "tensorflow" in programs and "tensorflow-cpu" not in programs,
+        "pytorch": not programs.get("torch", "+cpu").endswith("+cpu"),
+        "jax": any(plugin in programs for plugin in JAX_PLUGINS),
+    }
+    return frozenset(name for name in BACKENDS if built[name])
 
 
 class StatedPrograms(BaseModel):

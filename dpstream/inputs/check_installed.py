@@ -13,7 +13,7 @@ from dpstream.services.labeler.codes.ase import Ase, check_calculator
 from dpstream.services.labeler.codes.base import FileCode
 from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.errors import SpecError
-from dpstream.shared.gpu_builds import DISTRIBUTIONS, gpu_backends
+from dpstream.shared.programs import DISTRIBUTIONS, gpu_backends
 from dpstream.shared.runtime.device import Device
 from dpstream.shared.runtime.process import versions_of
 from dpstream.shared.spec import Spec, Stage

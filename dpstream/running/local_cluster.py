@@ -29,8 +29,8 @@ from dpstream.services.trainer.resources import MODELS, TrainerResources
 from dpstream.services.trainer.training_input import BACKENDS
 from dpstream.shared.bus.memory import InProcessBus
 from dpstream.shared.errors import BusError, SpecError
-from dpstream.shared.gpu_builds import DISTRIBUTIONS, gpu_backends
 from dpstream.shared.messages import CampaignAmended, CampaignResumed, CampaignSubmitted
+from dpstream.shared.programs import DISTRIBUTIONS, gpu_backends
 from dpstream.shared.runtime.device import Device
 from dpstream.shared.runtime.process import WorkerPlan, versions_of
 from dpstream.shared.runtime.scratch import private_folder

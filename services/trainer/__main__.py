@@ -9,9 +9,9 @@ from pathlib import Path
 from dpstream.services.trainer.handlers import HANDLERS, unserved
 from dpstream.services.trainer.resources import TrainerResources
 from dpstream.services.trainer.settings import TrainerSettings
-from dpstream.shared.gpu_builds import DISTRIBUTIONS
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import Train
+from dpstream.shared.programs import DISTRIBUTIONS
 from dpstream.shared.runtime.device import Device, chosen
 from dpstream.shared.runtime.process import WorkerPlan, WorkerService, main, versions_of
 from dpstream.shared.runtime.slots import Need, fitting, slots_of, this_process

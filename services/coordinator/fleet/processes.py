@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dpstream.shared import messages as m
-from dpstream.shared.gpu_builds import gpu_backends
+from dpstream.shared.programs import gpu_backends
 
 REMEMBERED = 3600.0
 """Seconds for which an ended process is remembered: a claim may arrive after the news of the end,

@@ -40,10 +40,10 @@ from dpstream.services.coordinator.fleet.processes import Processes
 from dpstream.services.coordinator.fleet.spending import Spending, Spent, spending_uri
 from dpstream.services.coordinator.fleet.status import FleetStatus, PoolStatus, Sample
 from dpstream.shared.errors import FleetError, FleetLimit, NotFound, SpecError, StoreError
-from dpstream.shared.gpu_builds import BACKENDS
 from dpstream.shared.logs import logger
 from dpstream.shared.messages import Train
 from dpstream.shared.ports import Launch, Store
+from dpstream.shared.programs import BACKENDS
 from dpstream.shared.values import FLEET_PREFIX
 
 log = logger()

@@ -30,9 +30,9 @@ from dpstream.shared import messages as m
 from dpstream.shared.bus.memory import Broker, InProcessBus
 from dpstream.shared.codec import encode, topic_of
 from dpstream.shared.errors import FleetError, FleetLimit, SpecError, StoreError
-from dpstream.shared.gpu_builds import BACKENDS
 from dpstream.shared.logs import configure
 from dpstream.shared.ports import Launch, Outgoing
+from dpstream.shared.programs import BACKENDS
 from dpstream.shared.store.folder import FolderStore
 
 QUEUE = "label.toy"

@@ -15,7 +15,7 @@ from dpstream.services.coordinator.policy import decide
 from dpstream.services.trainer.training_input import TrainingRun, build_input
 from dpstream.shared import messages as m
 from dpstream.shared.codec import encode
-from dpstream.shared.gpu_builds import BACKENDS, gpu_backends
+from dpstream.shared.programs import BACKENDS, gpu_backends
 from dpstream.shared.runtime.device import chosen
 from dpstream.shared.spec import Training
 from dpstream.shared.spec.training import CPU_BATCH, GPU_BATCH
