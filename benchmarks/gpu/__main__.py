@@ -80,9 +80,17 @@ def main() -> int:
     return 0
 
 
+def _part(name: str) -> str:
+    if name not in PARTS:
+        raise argparse.ArgumentTypeError(f"{name}: none of {', '.join(PARTS)}")
+    return name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument(
+        "parts", nargs="*", type=_part, metavar="PART", help=f"of {', '.join(PARTS)}"
+    )
     parser.add_argument("--check", action="store_true", help="only what can fail on a GPU")
     parser.add_argument("--seconds", type=float, default=60.0, help="for each table of trainings")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")

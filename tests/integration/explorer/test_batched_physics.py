@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +21,9 @@ pytest.importorskip("torch_sim")
 from dpstream.services.explorer.batched.replica import ReplicaState
 from dpstream.services.explorer.resources import ExplorerResources
 from dpstream.services.explorer.tasks.explore import explore, read_checkpoint
-from dpstream.shared.atoms.frames import Batch, Floats, canonical, from_ase, to_ase
+from dpstream.shared.atoms.frames import Batch, Floats, Frame, canonical, from_ase, to_ase
 from dpstream.shared.messages import ChunkExplored
-from dpstream.shared.values import Condition, Trust
+from dpstream.shared.values import Condition, FrameRef, Trust
 from tests.support.models.tiny_committees import write_system
 from tests.support.models.tiny_torch_committees import train_member
 from tests.support.workers.explorer import BAROSTATS, ExplorerHarness, evaluated
@@ -42,9 +42,11 @@ MD = {"timestep": 0.002, "every": 10, "steps": 700, "skip": 200, "chunk": 5}
 MD |= {"tau_t": 0.1, "tau_p": 0.5}
 PRESSURE = 1.25e5
 """bar; the crystal is some percent shorter than without."""
-SQUEEZED: dict[str, Any] = {"steps": 1100, "skip": 500, "count": 4}
+SQUEEZED: dict[str, Any] = {"steps": 800, "skip": 200}
 """With a barostat. Its oscillations take tenths of tau_p, which have to be longer than the time
 between two checks, or these would meet the same phase again and again."""
+EQUILIBRATION: dict[str, Any] = {"steps": 1500, "skip": 600}
+"""Of the trajectory whose frames are the starts of the others."""
 REPLICAS = 6
 """Their averages are independent. Those of parts of a trajectory are not: a Nosé–Hoover chain mixes
 the modes of a crystal slowly."""
@@ -93,24 +95,48 @@ class Run:
     states: Sequence[ReplicaState]
 
 
+@pytest.fixture(scope="module")
+def starts(
+    resources: ExplorerResources,
+    tmp_path_factory: pytest.TempPathFactory,
+    crystal_committee: list[Path],
+) -> Mapping[str, Sequence[Frame]]:
+    """By ensemble, frames of a trajectory of LAMMPS.
+
+    In a perfect crystal half of the kinetic energy would go into the positions. The thermostats of
+    all trajectories would answer with the same oscillation, of 30 K after 1 ps and 15 K after 2 ps,
+    which is in no error that is estimated from the differences between trajectories.
+    """
+    found = {}
+    for ensemble in ("nvt", "npt-iso"):
+        folder = tmp_path_factory.mktemp("equilibrium")
+        md = {"ensemble": ensemble, **EQUILIBRATION}
+        (run,) = runs(resources, folder, crystal_committee, "md", [FRAME], **md)
+        numbers = np.linspace(0, len(run.frames) - 1, REPLICAS).round().astype(int)
+        found[ensemble] = [run.frames[number] for number in numbers]
+    return found
+
+
 def runs(
     resources: ExplorerResources,
     folder: Path,
     models: Sequence[Path],
     engine: str,
-    count: int = REPLICAS,
+    starts: Sequence[Frame],
     **md: Any,
 ) -> list[Run]:
-    """One run per seed; those of `batched` all at once."""
+    """One run per start; those of `batched` all at once."""
     pressure = PRESSURE if str(md.get("ensemble")).startswith("npt") else None
     stage = {"name": "one", "systems": ["s"], "temperatures": [TEMPERATURE], "engine": engine}
     if pressure is not None:
         stage["pressures"] = [pressure]
     more = {"stages": [stage], "training": {"backend": "pytorch"}}
     harness = ExplorerHarness(folder, FRAME, models, md={**MD, **md}, spec_extra=more)
+    structures = harness.frame_refs("starts.npz", Batch.of(starts))
 
-    def last(seed: int) -> ChunkExplored:
+    def last(seed: int, structure: FrameRef) -> ChunkExplored:
         command = harness.explore(
+            structure=structure,
             condition=Condition(system="s", temperature=TEMPERATURE, pressure=pressure),
             trust=EVERYTHING,
             pinned=False,
@@ -120,8 +146,10 @@ def runs(
         )
         return explore(resources, command, harness.context(command))
 
-    with ThreadPoolExecutor(count if engine == "batched" else 1) as threads:
-        ends = list(threads.map(last, range(1, count + 1)))
+    with ThreadPoolExecutor(len(starts)) as threads:
+        # A child ends with the thread that started it, and LAMMPS is to outlive these threads.
+        each = threads.map if engine == "batched" else map
+        ends = list(each(last, range(1, len(starts) + 1), structures))
     events = [*harness.published(), *ends]
     own = [[e for e in events if e.attempt == end.attempt] for end in ends]
     return [_run(harness, chunks, engine == "batched") for chunks in own]
@@ -175,10 +203,15 @@ class Sampled:
 
 
 def sampled(
-    resources: ExplorerResources, folder: Path, models: Sequence[Path], engine: str, **md: Any
+    resources: ExplorerResources,
+    folder: Path,
+    models: Sequence[Path],
+    engine: str,
+    starts: Sequence[Frame],
+    **md: Any,
 ) -> Sampled:
     found = Sampled([], [], [], [], [], [])
-    for number, run in enumerate(runs(resources, folder / engine, models, engine, **md)):
+    for number, run in enumerate(runs(resources, folder / engine, models, engine, starts, **md)):
         own = folder / f"{engine}-{number}"
         own.mkdir()
         results = evaluated(resources.engine, own, models[:1], run.frames)
@@ -199,9 +232,10 @@ def temperature(state: ReplicaState, freedoms: int = FREEDOMS) -> float:
 
 
 def check_temperature(found: Sampled, freedoms: int = FREEDOMS) -> tuple[float, float]:
-    """The average over the time `spent` is the temperature asked for. All trajectories begin alike,
-    in a perfect crystal, and the oscillation of the thermostat that they have in common averages
-    out as tau_t / `spent`, not with their number. Returns the average and both errors, K."""
+    """The average over the time `spent` is the temperature asked for. All trajectories begin with
+    the same kinetic energy and a thermostat at rest: an oscillation that they have in common
+    averages out as tau_t / `spent`, not with their number. Returns the average and both errors,
+    K."""
     mean, error = mean_and_error([t * FREEDOMS / freedoms for t in found.temperature])
     print(f"T = {mean:.1f} ± {error:.1f} K")
     spent = len(found.frames[0]) * MD["every"] * MD["timestep"]
@@ -220,10 +254,14 @@ def compare(batched: Sequence[Floats], md: Sequence[Floats], name: str) -> None:
 
 
 def test_temperature_energy_pressure_and_structure_are_those_of_lammps(
-    resources: ExplorerResources, tmp_path: Path, crystal_committee: list[Path]
+    resources: ExplorerResources,
+    tmp_path: Path,
+    crystal_committee: list[Path],
+    starts: Mapping[str, Sequence[Frame]],
 ) -> None:
     batched, md = (
-        sampled(resources, tmp_path, crystal_committee, engine) for engine in ("batched", "md")
+        sampled(resources, tmp_path, crystal_committee, engine, starts["nvt"])
+        for engine in ("batched", "md")
     )
     check_temperature(batched)
     compare(batched.energy, md.energy, "energy")
@@ -240,10 +278,14 @@ needs_barostat = pytest.mark.skipif(not BAROSTATS, reason="this TorchSim has no 
 
 @needs_barostat
 def test_the_volume_and_its_fluctuations_are_those_of_lammps(
-    resources: ExplorerResources, tmp_path: Path, crystal_committee: list[Path]
+    resources: ExplorerResources,
+    tmp_path: Path,
+    crystal_committee: list[Path],
+    starts: Mapping[str, Sequence[Frame]],
 ) -> None:
+    more = {"ensemble": "npt-iso", **SQUEEZED}
     batched, md = (
-        sampled(resources, tmp_path, crystal_committee, engine, ensemble="npt-iso", **SQUEEZED)
+        sampled(resources, tmp_path, crystal_committee, engine, starts["npt-iso"], **more)
         for engine in ("batched", "md")
     )
     kelvin = check_temperature(batched)
@@ -257,11 +299,14 @@ def test_the_volume_and_its_fluctuations_are_those_of_lammps(
 
 @needs_barostat
 def test_every_length_of_the_cell_answers_to_its_pressure(
-    resources: ExplorerResources, tmp_path: Path, crystal_committee: list[Path]
+    resources: ExplorerResources,
+    tmp_path: Path,
+    crystal_committee: list[Path],
+    starts: Mapping[str, Sequence[Frame]],
 ) -> None:
     """With the Langevin barostat, whose thermostat moves the centre of mass too."""
     more = {"ensemble": "npt-aniso", **SQUEEZED}
-    found = sampled(resources, tmp_path, crystal_committee, "batched", **more)
+    found = sampled(resources, tmp_path, crystal_committee, "batched", starts["npt-iso"], **more)
     check_temperature(found, FREEDOMS + 3)
     for axis in range(3):
         check_pressure(found, [v[:, axis] for v in found.virial])
@@ -284,14 +329,18 @@ def check_pressure(
 
 
 def test_energy_is_conserved_without_a_thermostat(
-    resources: ExplorerResources, tmp_path: Path, crystal_committee: list[Path]
+    resources: ExplorerResources,
+    tmp_path: Path,
+    crystal_committee: list[Path],
+    starts: Mapping[str, Sequence[Frame]],
 ) -> None:
     """In 1 ps, with fluctuations that fall with the square of the time step."""
     spread = {}
     for timestep in (0.002, 0.001):
         md = {"ensemble": "nve", "timestep": timestep, "steps": round(1 / timestep), "skip": 0}
         folder = tmp_path / f"{timestep}"
-        all_runs = runs(resources, folder, crystal_committee, "batched", 2, chunk=1, **md)
+        two = starts["nvt"][:2]
+        all_runs = runs(resources, folder, crystal_committee, "batched", two, chunk=1, **md)
         totals = []
         for run in all_runs:
             moved = [replace(FRAME, positions=state.positions) for state in run.states]
