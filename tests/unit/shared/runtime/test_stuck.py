@@ -172,6 +172,7 @@ def test_a_program_that_sleeps(workers: WorkerHarness, tmp_path: Path, script: s
     assert is_stuck(ending(workers, program(tmp_path, script)))
 
 
+@pytest.mark.soak  # a machine with much else to do may give the program no time for seconds
 @pytest.mark.parametrize("script", [COMPUTE, COMPUTE_BELOW, IN_A_SESSION, PRINT])
 def test_a_program_at_work(workers: WorkerHarness, tmp_path: Path, script: str) -> None:
     """It computes without a word, itself or by a process that it started, or it writes."""
