@@ -386,12 +386,21 @@ class Coordinator:
 
     def _publish_tasks(self, open_campaign: OpenCampaign) -> None:
         missing = open_campaign.state.missing
+        if open_campaign.active or missing:
+            self._confirm_published(open_campaign.task_queue)
         if open_campaign.active:
             share = sum(other.active for other in self.open_campaigns.values())
             workers = self._busy() | Counter(self.wanted)
             open_campaign.task_queue.publish(self.bus, self.timer(), share, workers)
         elif missing:
             open_campaign.task_queue.publish_one(self.bus, self.timer(), missing)
+
+    def _confirm_published(self, task_queue: TaskQueue) -> None:
+        """Without this, the queues of workers that are all away or busy for long would fill with
+        copies of the same tasks."""
+        for queue in task_queue.overdue(self.timer()):
+            if self.bus.depth(queue) >= self._in_flight(queue):
+                task_queue.confirm(queue, self.timer())
 
     def _busy(self) -> Counter[str]:
         """Workers that are busy, by queue."""

@@ -4,7 +4,7 @@ The broker's queues are first in, first out. To let urgent tasks overtake others
 here, and only about twice as many as there are busy workers are published. A queue of the broker
 corresponds to a `Lane`. A published task that no worker claims within `reissue_after` seconds is
 published again under the same attempt, in case the message was lost; the claim keeps it from
-running twice.
+running twice. As long as the broker holds a message for every published task, none was lost.
 """
 
 from __future__ import annotations
@@ -57,14 +57,15 @@ class Lane:
         `limit` in flight."""
         while self.delayed and self.delayed[0][0] <= now:
             heapq.heappush(self.ranked, heapq.heappop(self.delayed)[1])
-        while self.in_flight:
-            name, (published, task) = next(iter(self.in_flight.items()))
-            if now - published <= reissue_after:
-                break
-            del self.in_flight[name]
-            yield task
+        while self.is_overdue(now, reissue_after):
+            yield self.in_flight.pop(next(iter(self.in_flight)))[1]
         while self.ranked and len(self.in_flight) < limit and not self._next_is_surplus_reference():
             yield heapq.heappop(self.ranked)
+
+    def is_overdue(self, now: float, reissue_after: float) -> bool:
+        """Whether the task that was published first has waited too long for a worker."""
+        oldest = next(iter(self.in_flight.values()), None)
+        return oldest is not None and now - oldest[0] > reissue_after
 
     def _next_is_surplus_reference(self) -> bool:
         """Whether the next task is reference dynamics and one is already published. These tasks are
@@ -145,6 +146,17 @@ class TaskQueue:
     def in_flight(self, queue: str) -> int:
         """Number of published tasks that no worker has claimed."""
         return len(self._lanes[queue].in_flight) if queue in self._lanes else 0
+
+    def overdue(self, now: float) -> list[str]:
+        """Queues with a task that was published too long ago."""
+        return [
+            queue for queue, lane in self._lanes.items() if lane.is_overdue(now, self.reissue_after)
+        ]
+
+    def confirm(self, queue: str, now: float) -> None:
+        """The broker still holds the published tasks of the queue: they count as published now."""
+        lane = self._lanes[queue]
+        lane.in_flight = {name: (now, task) for name, (_, task) in lane.in_flight.items()}
 
     def publish(
         self, bus: Bus, now: float, share: int, busy: Mapping[str, int] = NO_WORKERS

@@ -44,6 +44,7 @@ from tests.support.campaigns.coordinator import (
 )
 
 pytestmark = pytest.mark.usefixtures("no_log_lines")
+LABELS = "label.tblite"
 
 
 @pytest.fixture
@@ -452,6 +453,24 @@ def test_the_claim_of_a_worker_that_died_unheard_is_found_by_reissue(
     assert status(open_campaign, command) == "running"
     harness.pass_time(LEASE * 1.2)
     assert tasks_of(open_campaign.state)[command.task].attempt == 2
+
+
+def test_without_workers_a_queue_does_not_fill_with_copies(harness: CoordinatorHarness) -> None:
+    harness.submit(spec())
+    waiting = harness.bus.depth(LABELS)
+    harness.pass_time(REISSUE * 5)
+    assert harness.bus.depth(LABELS) == waiting > 0
+
+
+def test_the_messages_of_one_campaign_do_not_stand_for_lost_ones_of_another(
+    harness: CoordinatorHarness,
+) -> None:
+    harness.submit(spec())
+    lost = {each.task for each in harness.published(LABELS)}
+    harness.submit(spec(name="other"))
+    assert harness.bus.depth(LABELS) >= len(lost) > 0
+    harness.pass_time(REISSUE * 1.1)
+    assert lost <= {each.task for each in harness.published(LABELS)}
 
 
 # ------------------------------------------------------------------------------ ended processes
