@@ -5,36 +5,111 @@ Every command checks its input before anything starts.
 
 from __future__ import annotations
 
+from collections import UserDict
+from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from dpstream.commands import deployment, integrity
-from dpstream.commands.amend import amend
-from dpstream.commands.collect import collect
-from dpstream.commands.doctor.bench import bench
-from dpstream.commands.doctor.doctor import doctor
-from dpstream.commands.fleet import fleet
-from dpstream.commands.import_dpgen import import_
-from dpstream.commands.init import init_bulk, init_surf
-from dpstream.commands.label import label
-from dpstream.commands.library import library
-from dpstream.commands.new import new
-from dpstream.commands.propose import propose
-from dpstream.commands.results.export import export
-from dpstream.commands.results.show import report, status, why
-from dpstream.commands.run.command import run
-from dpstream.commands.run.validate import schema, validate
-from dpstream.commands.simplify import simplify
-from dpstream.commands.simulate import simulate_campaign
-from dpstream.commands.test import compare_properties
-from dpstream.commands.up import down, up
 from dpstream.terminal.console import console
 from dpstream.terminal.verbosity import Quiet, Verbose, in_all_commands
 
+GROUPS = {
+    "Run a campaign": {
+        "new": "new:new",
+        "import": "import_dpgen:import_",
+        "validate": "run.validate:validate",
+        "run": "run.command:run",
+        "simplify": "simplify:simplify",
+    },
+    "Follow a campaign": {
+        "list": "results.follow:list_",
+        "status": "results.show:status",
+        "watch": "results.follow:watch",
+        "logs": "results.follow:logs",
+        "why": "results.show:why",
+        "report": "results.show:report",
+    },
+    "Steer a campaign": {
+        "pause": "steer.requests:pause",
+        "resume": "steer.requests:resume",
+        "cancel": "steer.requests:cancel",
+        "retry": "steer.requests:retry",
+        "amend": "steer.amend:amend",
+        "propose": "steer.propose:propose",
+    },
+    "Keep its results": {
+        "export": "results.export:export",
+        "collect": "collect:collect",
+        "library": "library:library",
+        "archive": "integrity:archive",
+        "delete": "integrity:delete",
+        "verify": "integrity:verify",
+        "repair": "integrity:repair",
+    },
+    "Label and test without a campaign": {
+        "label": "label:label",
+        "init-bulk": "init:init_bulk",
+        "init-surf": "init:init_surf",
+        "test": "test:compare_properties",
+    },
+    "Machines and deployments": {
+        "doctor": "doctor.doctor:doctor",
+        "bench": "doctor.bench:bench",
+        "up": "up:up",
+        "down": "up:down",
+        "submit": "submit:submit",
+        "fleet": "fleet:fleet",
+        "simulate": "simulate:simulate_campaign",
+        "access": "access:access",
+        "schema": "run.validate:schema",
+    },
+}
+"""Modules of `dpstream.commands` and the functions in them that are commands, by the headings of
+`dpstream --help`."""
+
+
+class LazyCommands(UserDict[str, Any]):
+    """The commands by name. The module of a command is imported when the command is looked up: all
+    modules together take two seconds."""
+
+    def __init__(self, shared: list[Any]) -> None:
+        """`shared`: options of every command."""
+        super().__init__()
+        self._shared = shared
+        for heading, places in GROUPS.items():
+            self.data.update(dict.fromkeys(places, heading))
+
+    def __getitem__(self, name: str) -> Any:
+        found = self.data[name]
+        if isinstance(found, str):
+            found = self.data[name] = in_all_commands(_loaded(name, found), self._shared)
+        return found
+
+
+def _loaded(name: str, heading: str) -> Any:
+    module, _, attribute = GROUPS[heading][name].partition(":")
+    found = getattr(import_module(f"dpstream.commands.{module}"), attribute)
+    group = typer.Typer(callback=lambda: None, rich_markup_mode="rich")
+    if isinstance(found, typer.Typer):
+        group.add_typer(found, name=name, rich_help_panel=heading)
+    else:
+        group.command(name, rich_help_panel=heading)(found)
+    (command,) = typer.main.get_group(group).commands.values()
+    return command
+
+
+class LazyGroup(TyperGroup):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = LazyCommands(self.params)
+
+
 app = typer.Typer(
     name="dpstream",
+    cls=LazyGroup,
     help="Train a Deep Potential by concurrent learning: train a committee of models, explore with "
     "them, label the frames on which they disagree, and retrain until they agree.",
     epilog="To start: dpstream new NAME; edit NAME/campaign.yaml; dpstream validate "
@@ -66,64 +141,5 @@ def everywhere(
     """Options of `dpstream` itself."""
 
 
-GROUPS: dict[str, dict[str, Any]] = {
-    "Run a campaign": {
-        "new": new,
-        "import": import_,
-        "validate": validate,
-        "run": run,
-        "simplify": simplify,
-    },
-    "Follow a campaign": {
-        "list": deployment.list_,
-        "status": status,
-        "watch": deployment.watch,
-        "logs": deployment.logs,
-        "why": why,
-        "report": report,
-    },
-    "Steer a campaign": {
-        "pause": deployment.pause,
-        "resume": deployment.resume,
-        "cancel": deployment.cancel,
-        "retry": deployment.retry,
-        "amend": amend,
-        "propose": propose,
-    },
-    "Keep its results": {
-        "export": export,
-        "collect": collect,
-        "library": library,
-        "archive": integrity.archive,
-        "delete": integrity.delete,
-        "verify": integrity.verify,
-        "repair": integrity.repair,
-    },
-    "Label and test without a campaign": {
-        "label": label,
-        "init-bulk": init_bulk,
-        "init-surf": init_surf,
-        "test": compare_properties,
-    },
-    "Machines and deployments": {
-        "doctor": doctor,
-        "bench": bench,
-        "up": up,
-        "down": down,
-        "submit": deployment.submit,
-        "fleet": fleet,
-        "simulate": simulate_campaign,
-        "access": deployment.access,
-        "schema": schema,
-    },
-}
-"""Commands, by the headings of `dpstream --help`."""
-for heading, commands in GROUPS.items():
-    for name, each in commands.items():
-        if isinstance(each, typer.Typer):
-            app.add_typer(each, name=name, rich_help_panel=heading)
-        else:
-            app.command(name, rich_help_panel=heading)(each)
-
-command = in_all_commands(typer.main.get_command(app))
+command = typer.main.get_command(app)
 """The Click command that `dpstream.cli` runs."""

@@ -21,10 +21,10 @@ from dpstream.commands.options import (
     CrossCheck,
     NewName,
     Root,
-    checked,
     parse_workers,
     within,
 )
+from dpstream.commands.read_spec import checked
 from dpstream.commands.run.local import run_campaign
 from dpstream.dpgen.key_table import without_comments
 from dpstream.dpgen.load import named_after

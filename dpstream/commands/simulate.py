@@ -15,9 +15,9 @@ from dpstream.commands.options import (
     Root,
     SpecFile,
     named,
-    prepared,
     within,
 )
+from dpstream.commands.read_spec import prepared
 from dpstream.report.simulation import picture
 from dpstream.running.first_checks import FirstChecks
 from dpstream.running.submit import submit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import structlog
@@ -50,12 +50,13 @@ Verbose = Annotated[
 ]
 
 
-def in_all_commands(group: Any) -> Any:
-    """A group whose options of these types are also options of every command in it."""
-    shared = [option for option in group.params if option.name in ("quiet", "verbose")]
-    for command in _leaves(group):
-        command.params += shared
-    return group
+def in_all_commands(command: Any, options: Sequence[Any]) -> Any:
+    """A command, or a group, with those of the `options` that are of these types as options of
+    every command in it, too."""
+    shared = [option for option in options if option.name in ("quiet", "verbose")]
+    for each in _leaves(command):
+        each.params += shared
+    return command
 
 
 def _leaves(command: Any) -> Iterator[Any]:

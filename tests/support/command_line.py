@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 
 from dpstream import cli
-from dpstream.commands import deployment
+from dpstream.commands import submit
 from dpstream.shared.bus.memory import InProcessBus
 
 
@@ -39,8 +39,8 @@ def dpstream(*words: object, status: int = 0, **environment: str) -> str:
 
 
 def with_embedded_broker(monkeypatch: pytest.MonkeyPatch) -> InProcessBus:
-    """Commands of a deployment publish there instead of at a broker."""
+    """`dpstream submit` publishes there instead of at a broker."""
     bus = InProcessBus()
-    monkeypatch.setattr(deployment, "open_bus", lambda broker: bus)
-    monkeypatch.setattr(deployment, "closing", nullcontext)
+    monkeypatch.setattr(submit, "open_bus", lambda broker: bus)
+    monkeypatch.setattr(submit, "closing", nullcontext)
     return bus

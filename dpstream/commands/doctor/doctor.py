@@ -29,7 +29,8 @@ from rich.table import Table
 from dpstream.commands.doctor.finding import Finding, State
 from dpstream.commands.doctor.label_one import label_one, show_one, smallest
 from dpstream.commands.doctor.servers import examine_broker, examine_store
-from dpstream.commands.options import DEFAULT_ROOT, AsJson, Broker, Root, prepared
+from dpstream.commands.options import DEFAULT_ROOT, AsJson, Broker, Root
+from dpstream.commands.read_spec import prepared
 from dpstream.inputs.check_installed import check_engines
 from dpstream.running.connection import is_folder
 from dpstream.running.label_here import LabelMethod

@@ -11,7 +11,7 @@ import numpy as np
 import typer
 from rich.markup import escape
 
-from dpstream.commands.options import prepared
+from dpstream.commands.read_spec import prepared
 from dpstream.running.label_here import LabelMethod, Verdict, frame_labeler
 from dpstream.services.labeler.recipes import make_recipe
 from dpstream.services.labeler.units import GPA

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from dpstream.commands.amend import agree
 from dpstream.commands.import_dpgen import read_machine_file
 from dpstream.commands.options import (
     DEFAULT_ROOT,
@@ -22,11 +21,12 @@ from dpstream.commands.options import (
     Root,
     SpecFile,
     parse_workers,
-    prepared,
     within,
 )
+from dpstream.commands.read_spec import prepared
 from dpstream.commands.run.joined import run_mixed
 from dpstream.commands.run.local import run_campaign
+from dpstream.commands.steer.amend import agree
 from dpstream.running.connection import is_folder
 from dpstream.running.first_checks import FirstChecks
 from dpstream.shared.errors import SpecError

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dpstream.commands.deployment import handed_in, look_on
+from dpstream.commands.results.follow import look_on
+from dpstream.commands.submit import handed_in
 from dpstream.deploy.devcluster.processes import last_line, spawn
 from dpstream.inputs.gather import Gathered
 from dpstream.running.connection import (

@@ -6,7 +6,6 @@ import json
 
 from dpstream.commands.import_dpgen import read_machine_file
 from dpstream.commands.options import (
-    SUBMIT_ONLY,
     AsJson,
     CheckHere,
     Code,
@@ -14,8 +13,8 @@ from dpstream.commands.options import (
     MachinePath,
     Mode,
     SpecFile,
-    prepared,
 )
+from dpstream.commands.read_spec import SUBMIT_ONLY, prepared
 from dpstream.running.check_here import check_here
 from dpstream.running.first_checks import FirstChecks
 from dpstream.shared.errors import SpecError, errors_at

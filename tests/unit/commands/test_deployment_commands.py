@@ -99,7 +99,7 @@ def test_logs_go_on_while_the_campaign_does(call: Call, monkeypatch: pytest.Monk
         )
         ledger.append([LedgerEntry(last)])
 
-    monkeypatch.setattr("dpstream.commands.deployment.time.sleep", finish)
+    monkeypatch.setattr("dpstream.commands.results.follow.time.sleep", finish)
     said = call("logs", "--follow")[1]
     assert "campaign-finished" in said.splitlines()[-1]
     assert "cancelled: enough" in said.splitlines()[-1]

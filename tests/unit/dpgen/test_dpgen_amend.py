@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dpstream.commands.options import prepared
+from dpstream.commands.read_spec import prepared
 from dpstream.running.submit import submit
 from dpstream.shared.store.folder import FolderStore
 from tests.support.campaigns.local_run import at_work

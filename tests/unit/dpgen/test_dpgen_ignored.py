@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dpstream.commands.options import prepared
+from dpstream.commands.read_spec import prepared
 from dpstream.dpgen.key_table import STRAY, read
 from dpstream.dpgen.load import convert_file, load_campaign
 from dpstream.dpgen.machines.here import COMMANDS, adopt, read_here

@@ -13,7 +13,7 @@ import pytest
 from ase.build import molecule
 from rich.console import Console
 
-from dpstream.commands.options import checked
+from dpstream.commands.read_spec import checked
 from dpstream.inputs.check_installed import check_engines
 from dpstream.inputs.gather import Gathered
 from dpstream.report.page import render

@@ -11,7 +11,7 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 
-from dpstream.commands.options import prepared
+from dpstream.commands.read_spec import prepared
 from dpstream.inputs.gather import gather
 from dpstream.inputs.label_inputs import with_label_inputs
 from dpstream.inputs.systems import SystemStructures

@@ -10,7 +10,7 @@ import yaml
 from ase.build import bulk, molecule
 from rich.table import Table
 
-from dpstream.commands.options import prepared
+from dpstream.commands.read_spec import prepared
 from dpstream.inputs import systems
 from dpstream.inputs.gather import gather
 from dpstream.inputs.reading.ase_files import read_ase

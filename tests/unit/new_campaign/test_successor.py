@@ -14,7 +14,7 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from dpstream.commands.options import prepared
+from dpstream.commands.read_spec import prepared
 from dpstream.inputs.gather import Gathered
 from dpstream.new_campaign.successor import without_defaults
 from dpstream.running.submit import submit

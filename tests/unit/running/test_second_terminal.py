@@ -12,7 +12,7 @@ import pytest
 import yaml
 from structlog.testing import capture_logs
 
-from dpstream.commands.options import prepared
+from dpstream.commands.read_spec import prepared
 from dpstream.running import requests
 from dpstream.running.amend import draft
 from dpstream.running.local_cluster import sole_runner

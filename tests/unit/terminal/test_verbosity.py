@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from dpstream.commands.app import command
-from dpstream.commands.options import prepared
+from dpstream.commands.read_spec import prepared
 from dpstream.shared.logs import logger
 from dpstream.terminal.console import console, notes, print_line
 from dpstream.terminal.interrupt import signals

@@ -20,9 +20,9 @@ from dpstream.commands.options import (
     Wait,
     Yes,
     named,
-    prepared,
     within,
 )
+from dpstream.commands.read_spec import prepared
 from dpstream.inputs.gather import plausible
 from dpstream.running.amend import Draft, draft
 from dpstream.running.connection import ANSWER_SECONDS, is_folder, once_taken_in
