@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import checks
 from benchmarks.gpu.campaign import write_campaign
 from dpstream.services.coordinator.ledger.ledger import read_messages
 from dpstream.shared.messages import MemberTrained
@@ -43,12 +42,3 @@ def test_a_campaign_converges_without_tensorflow(tmp_path: Path) -> None:
     assert "pytorch" in output
     trained = [m for m in read_messages(FolderStore(root), "alloy") if isinstance(m, MemberTrained)]
     assert all(member.model.uri.endswith(".pth") for member in trained)
-
-
-@pytest.mark.pytorch
-@pytest.mark.slow
-def test_the_check_of_a_gpu_machine_passes_on_a_cpu(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What it calls exists, and its compressed models are evaluated."""
-    assert checks.run(tmp_path) == 0, capsys.readouterr().out
