@@ -15,7 +15,7 @@ import os
 import numpy as np
 from ase import Atoms
 
-from dpstream.commands.propose import HEADER, OPEN, row
+from dpstream.commands.steer.propose import HEADER, OPEN, row
 from dpstream.generators.client import Generator
 
 IDEAL = np.array([[0, 0, 0], [1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]]) * 0.63
