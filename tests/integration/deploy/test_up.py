@@ -182,9 +182,10 @@ def test_a_campaign_on_a_cluster_that_is_interrupted_killed_and_ended(site: Site
     assert site.processes() == []
     assert site.call("down") == "nothing was running\n"
 
-    ups = how(site.call("up", "--workers", "trainer=0,explorer=0,labeler=0"))
-    assert set(ups) == {"broker", "store", "coordinator"}
-    assert "small" in site.user("list")
+    if SOAK:
+        ups = how(site.call("up", "--workers", "trainer=0,explorer=0,labeler=0"))
+        assert set(ups) == {"broker", "store", "coordinator"}
+        assert "small" in site.user("list")
     assert site.call("down", "--wipe").endswith("deleted: cluster\n")
     assert site.processes() == []
     assert not site.cluster.exists()
