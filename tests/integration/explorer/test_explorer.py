@@ -172,6 +172,7 @@ for case in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.soak
 def test_deviation_is_that_of_calc_model_devi(
     resources: ExplorerResources,
     tmp_path: Path,

@@ -81,7 +81,7 @@ def use(monkeypatch: pytest.MonkeyPatch, launcher: str, code: str, program: str)
     monkeypatch.setenv("DPSTREAM_LABELER_COMMANDS", f"{code}={launcher} {program}")
 
 
-@pytest.mark.parametrize("mode", ["strict", "site"])
+@pytest.mark.parametrize("mode", ["strict", pytest.param("site", marks=pytest.mark.soak)])
 def test_models_are_evaluated_by_lammps_child(
     tmp_path: Path,
     methane_committee: list[Path],

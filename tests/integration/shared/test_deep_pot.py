@@ -54,6 +54,7 @@ def compared(model: Path, folder: Path) -> dict[str, float]:
     return found
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(find_spec("tensorflow") is None, reason="TensorFlow is not installed")
 def test_tensorflow_gives_the_same_bits(
     periodic_committee: list[Path], periodic_system: Path

@@ -43,6 +43,7 @@ def plain(trainer: TrainerHarness) -> Fit:
 # ------------------------------------------------------------------------------ losses
 
 
+@pytest.mark.soak
 def test_forces_are_learned_by_their_prefactors_only(trainer: TrainerHarness, plain: Fit) -> None:
     energy = fit(trainer, TRIMERS, {"start_pref_e": 1.0, "start_pref_f": 0.0, "limit_pref_f": 0.0})
     assert "rmse_f_trn" not in energy.errors

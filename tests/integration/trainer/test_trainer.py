@@ -33,7 +33,7 @@ from dpstream.shared.runtime.context import Context
 from dpstream.shared.runtime.device import Device, Gpu
 from dpstream.shared.runtime.scratch import private_folder
 from dpstream.shared.values import TRAINED, DeviceFacts, Ref
-from tests.support.workers.trainer import TrainerHarness, backends_loaded_by, spec_of
+from tests.support.workers.trainer import TrainerHarness, backends_loaded_by, mapped_by, spec_of
 
 TENSORFLOW = BACKENDS["tensorflow"]
 
@@ -276,6 +276,7 @@ def test_the_child_loads_tensorflow_alone(trainer: TrainerHarness) -> None:
     engine = trainer.resources.engine("tensorflow")
     described = engine.call("describe", {})
     assert backends_loaded_by(engine) == {"tensorflow"}
+    assert "/matplotlib/" not in mapped_by(engine), "Keras imports it"
     assert described["backend"].startswith("tensorflow ")
     assert described.keys() == {"backend", "device", "runtime"}
 

@@ -47,8 +47,13 @@ def labels(count: int, seed: int) -> list[tuple[Frame, FrameLabel]]:
 
 def backends_loaded_by(engine: ChildProcess) -> set[str]:
     """The backends whose shared libraries a child process has loaded."""
-    loaded = Path(f"/proc/{engine.pid}/maps").read_text()
+    loaded = mapped_by(engine)
     return {name for name, library in LIBRARIES.items() if library in loaded}
+
+
+def mapped_by(engine: ChildProcess) -> str:
+    """The files that a child process has mapped, with their addresses."""
+    return Path(f"/proc/{engine.pid}/maps").read_text()
 
 
 def _calculator() -> Any:
