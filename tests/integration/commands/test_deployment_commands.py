@@ -213,6 +213,7 @@ def test_abandoned_tasks_are_tried_again_by_name(deployment: Deployment, call: C
         assert call("watch", "again")[0] == 0
 
 
+@pytest.mark.soak
 def test_the_older_of_two_coordinators_stops_and_says_so(
     deployment: Deployment, call: Call
 ) -> None:

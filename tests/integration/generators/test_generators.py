@@ -257,7 +257,7 @@ def recorded(deployment: Deployment, kind: type[m.Message]) -> list[Any]:
     return [message for message in messages if isinstance(message, kind)]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_no_selection_waits_for_bombs(deployment: Deployment) -> None:
     """Each of the files costs its parser all its time; meanwhile the campaign goes on."""
     store, count = FolderStore(deployment.root), 2

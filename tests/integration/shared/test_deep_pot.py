@@ -64,6 +64,7 @@ def test_tensorflow_gives_the_same_bits(
     assert found == {"frames": 300, "largest": 0.0, "type_map": True, "cutoff": True}
 
 
+@pytest.mark.soak
 @pytest.mark.pytorch
 @pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
 def test_pytorchs_native_list_gives_the_same_numbers(tmp_path: Path) -> None:
