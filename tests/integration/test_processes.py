@@ -288,6 +288,7 @@ def test_a_labeler_labels_is_watched_and_goes(deployment: Deployment, port: str)
     assert urlsplit(deployment.environment["DPSTREAM_BROKER"]).password not in said
 
 
+@pytest.mark.soak
 def test_the_first_label_of_a_bundle_is_known_before_its_worker_is_lost(
     deployment: Deployment, tmp_path: Path
 ) -> None:

@@ -126,6 +126,7 @@ def test_from_zero_to_max_and_back(
     until_gone(fleet)
 
 
+@pytest.mark.soak
 def test_the_task_of_a_worker_lost_without_a_word_is_issued_again_within_seconds(
     cluster: Cluster,
     slurm_server: SlurmServer,
