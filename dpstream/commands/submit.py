@@ -20,20 +20,13 @@ from dpstream.commands.options import (
 from dpstream.commands.read_spec import prepared
 from dpstream.commands.steer.requests import print_answer
 from dpstream.inputs.gather import Gathered
-from dpstream.running.connection import (
-    ANSWER_SECONDS,
-    open_bus,
-    open_store,
-    publish,
-)
+from dpstream.running.connection import ANSWER_SECONDS, open_bus, open_store, publish
 from dpstream.running.first_checks import FirstChecks
 from dpstream.running.submit import announced
 from dpstream.running.submit import submit as freeze
 from dpstream.running.workers_version import with_workers_version
 from dpstream.shared.errors import SpecError, errors_at
-from dpstream.shared.messages import (
-    CampaignSubmitted,
-)
+from dpstream.shared.messages import CampaignSubmitted
 from dpstream.shared.ports import Bus, Store
 from dpstream.shared.spec import Spec
 from dpstream.shared.values import Recipe, campaign_uri

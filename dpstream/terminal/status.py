@@ -15,6 +15,7 @@ from dpstream.services.coordinator.views.committees import Errors, devices, forc
 from dpstream.services.coordinator.views.overview import CampaignOverview
 from dpstream.services.coordinator.views.tasks import ServiceWork, TaskLine
 from dpstream.shared.messages import MemberTrained
+from dpstream.terminal.console import console, notes, print_line
 
 SHOWN = 2
 """Running tasks named per service."""
@@ -72,6 +73,13 @@ def summary(status: Status, remaining: str = "") -> RenderableType:
     ahead = {"remaining": remaining} if remaining else {}
     conditions = _conditions(status.overview, len(status.overview.shares))
     return Group(_title(status), *work, *conditions, _table({**figures(status), **ahead}))
+
+
+def print_standing(now: CampaignOverview) -> None:
+    """Print where a campaign stands and what to type next."""
+    print_line(console, f"{now.name}: {now.headline}")
+    if step := next_step(now):
+        print_line(notes, step)
 
 
 def next_step(now: CampaignOverview) -> str:

@@ -386,13 +386,14 @@ class Coordinator:
 
     def _publish_tasks(self, open_campaign: OpenCampaign) -> None:
         missing = open_campaign.state.missing
-        if open_campaign.active or missing:
-            self._confirm_published(open_campaign.task_queue)
+        if not open_campaign.active and not missing:
+            return
+        self._confirm_published(open_campaign.task_queue)
         if open_campaign.active:
             share = sum(other.active for other in self.open_campaigns.values())
             workers = self._busy() | Counter(self.wanted)
             open_campaign.task_queue.publish(self.bus, self.timer(), share, workers)
-        elif missing:
+        else:
             open_campaign.task_queue.publish_one(self.bus, self.timer(), missing)
 
     def _confirm_published(self, task_queue: TaskQueue) -> None:

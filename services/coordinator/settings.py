@@ -27,7 +27,9 @@ class CoordinatorSettings(Settings):
         description="seconds without a heartbeat after which a task counts as lost",
     )
     reissue_after: float = Field(
-        default=600.0, ge=1.0, description="seconds until an unclaimed task is published again"
+        default=600.0,
+        ge=1.0,
+        description="seconds until an unclaimed task that the broker lost is published again",
     )
     patience: float = Field(
         default=600.0,

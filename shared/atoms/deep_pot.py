@@ -6,8 +6,6 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import dpstream.shared.atoms.without_keras  # noqa: F401  # isort: skip
-
 from deepmd.infer import DeepPot
 
 NEIGHBOUR_LIST = "native"

@@ -19,11 +19,7 @@ from dpstream.commands.options import (
     there,
     within,
 )
-from dpstream.running.connection import (
-    UPDATE_SECONDS,
-    FollowedCampaign,
-    open_bus,
-)
+from dpstream.running.connection import UPDATE_SECONDS, FollowedCampaign, open_bus
 from dpstream.running.requests import rests
 from dpstream.services.coordinator.ledger.archive_mark import mark_of
 from dpstream.services.coordinator.ledger.ledger import (
@@ -43,7 +39,7 @@ from dpstream.shared.ports import Store
 from dpstream.terminal.console import console, notes, print_line
 from dpstream.terminal.ledger_lines import LedgerLines
 from dpstream.terminal.live import LiveView
-from dpstream.terminal.status import next_step
+from dpstream.terminal.status import print_standing
 from dpstream.terminal.tables import listing_table
 
 LEAVES = "Ctrl-C stops watching; the campaign continues"
@@ -116,9 +112,7 @@ def look_on(followed: FollowedCampaign, going_on: Callable[[], bool]) -> int:
     """Show a campaign while `going_on`; the exit status."""
     LiveView(lambda: followed.status, notes, LEAVES, pace=followed.pace).watch(going_on)
     now = followed.status.overview
-    print_line(console, f"{now.name}: {now.headline}")
-    if step := next_step(now):
-        print_line(notes, step)
+    print_standing(now)
     return 0 if now.verdict == "converged" else 1
 
 

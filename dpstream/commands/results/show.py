@@ -8,14 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dpstream.commands.options import (
-    DEFAULT_ROOT,
-    AsJson,
-    Campaign,
-    Root,
-    named,
-    within,
-)
+from dpstream.commands.options import DEFAULT_ROOT, AsJson, Campaign, Root, named, within
 from dpstream.report import write_report
 from dpstream.running.requests import rests
 from dpstream.services.coordinator.fleet.spending import spending_by_deployment

@@ -11,29 +11,12 @@ from typing import Annotated
 
 import typer
 
-from dpstream.commands.options import (
-    DEFAULT_ROOT,
-    Broker,
-    Root,
-    Wait,
-    named,
-    there,
-    within,
-)
+from dpstream.commands.options import DEFAULT_ROOT, Broker, Root, Wait, named, there, within
 from dpstream.running.amend import once_more
-from dpstream.running.connection import (
-    ANSWER_SECONDS,
-    once_taken_in,
-    request,
-)
+from dpstream.running.connection import ANSWER_SECONDS, once_taken_in, request
 from dpstream.running.requests import waits_for_coordinator, way_to
-from dpstream.services.coordinator.ledger.ledger import (
-    load_state,
-    verdict,
-)
-from dpstream.services.coordinator.views.overview import (
-    verdict_line,
-)
+from dpstream.services.coordinator.ledger.ledger import load_state, verdict
+from dpstream.services.coordinator.views.overview import verdict_line
 from dpstream.services.coordinator.views.tasks import TaskLine, retryable
 from dpstream.shared.errors import SpecError
 from dpstream.shared.messages import (
@@ -44,8 +27,8 @@ from dpstream.shared.messages import (
     TasksRetried,
 )
 from dpstream.shared.ports import Store
-from dpstream.terminal.console import console, notes, print_line
-from dpstream.terminal.status import next_step
+from dpstream.terminal.console import console, print_line
+from dpstream.terminal.status import print_standing
 
 GOES_ON = (
     "; to continue it, change its plan: dpstream run SPEC --amend (in a deployment: dpstream amend "
@@ -173,8 +156,6 @@ def print_answer(
     """Print where the campaign stands once the coordinator has taken a message in."""
     now = once_taken_in(store, message, wait)
     if now is not None:
-        print_line(console, f"{message.campaign}: {now.headline}")
-        if step := next_step(now):
-            print_line(notes, step)
-        return
-    print_line(console, unanswered(message, wait))
+        print_standing(now)
+    else:
+        print_line(console, unanswered(message, wait))

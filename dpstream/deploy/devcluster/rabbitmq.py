@@ -35,7 +35,7 @@ DEBIAN_SCRIPT = Path("/usr/lib/rabbitmq/bin", SCRIPT)
 USER = "dpstream"
 PORTS = ("amqp", "management", "prometheus", "distribution", "mapper")
 START_SECONDS, STOP_SECONDS = 90.0, 30.0
-ERLANG = (
+ERLANG_ARGUMENTS = (
     "-kernel inet_dist_use_interface {127,0,0,1} "
     "+sbwt none +sbwtdcpu none +sbwtdio none"  # no busy waiting: the cores belong to the engines
 )
@@ -239,7 +239,7 @@ class RabbitNode:
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG_ARGUMENTS,
         }
 
     def _taken(self) -> list[str]:

