@@ -1,8 +1,10 @@
 """Settings of the whole suite."""
 
+import gc
 import os
 import signal
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,10 @@ from hypothesis import settings
 
 from dpstream.shared.runtime.child_process import PINNED, QUICK
 from tests.support.soak import SOAK
+
+# Everything that is collected stays to the end: looking for garbage in it takes half of the
+# collection's time, in each worker.
+gc.disable()
 
 # As in a worker's engines: with several threads the same sum may have other last digits.
 for name in PINNED:
@@ -30,6 +36,16 @@ settings.register_profile(
     "dpstream", derandomize=True, deadline=None, max_examples=100 if SOAK else 25
 )
 settings.load_profile("dpstream")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for garbage from here on, but only in what tests make."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
