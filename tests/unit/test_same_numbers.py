@@ -104,10 +104,10 @@ class Shown:
         return console.export_text()
 
 
-@pytest.fixture(params=CAMPAIGNS, ids=lambda write: write.__name__)
-def shown(request: pytest.FixtureRequest, tmp_path: Path) -> Shown:
+@pytest.fixture(scope="module", params=CAMPAIGNS, ids=lambda write: write.__name__)
+def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shown:
     write: Callable[[Path], FolderStore] = request.param
-    return Shown(write(tmp_path / "root"))
+    return Shown(write(tmp_path_factory.mktemp("root")))
 
 
 def numbers(pattern: str, text: str) -> list[int]:

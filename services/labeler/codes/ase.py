@@ -55,7 +55,7 @@ class Ase(CodeDefaults):
         ase = f"ase {installed_version('ase')}"
         if package == "ase":
             return ase
-        return f"{package} {installed_version(_distribution_of(package))}, {ase}"
+        return f"{package} {_version_of(package)}, {ase}"
 
     def method(self, settings: dict[str, Any]) -> str:
         return str(settings["calculator"])
@@ -76,8 +76,15 @@ def check_calculator(name: str) -> None:
         raise SpecError(f"{key}: {module} has no class {own!r}{did_you_mean(own, classes)}")
 
 
+def _version_of(package: str) -> str:
+    try:  # most distributions have the name of their package
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return metadata.version(_distribution_of(package))
+
+
 def _distribution_of(package: str) -> str:
-    names = metadata.packages_distributions().get(package)
+    names = metadata.packages_distributions().get(package)  # slow: it reads what each one installed
     if not names:
         raise SpecError(f"labels.settings.calculator: no package {package!r} is installed")
     return names[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -23,7 +23,7 @@ from dpstream.shared import messages as m
 from dpstream.shared.spec import Spec
 from dpstream.shared.store.folder import FolderStore
 from dpstream.shared.values import FrameRef, stable_id
-from tests.support.campaigns.archived import frames_of
+from tests.support.campaigns.archived import Seen, frames_of
 from tests.support.campaigns.campaign_simulator import CampaignSimulator, key, ref, submission
 
 Kind = TypeVar("Kind", bound=m.Message)
@@ -50,9 +50,10 @@ class LossyDelivery:
         self.events: list[m.Message] = [submission(of)]
 
     def run(self, check: Callable[[State], None] = lambda state: None) -> State:
-        """Until nothing is under way; `check` sees the state after every event."""
+        """Until nothing is under way; `check` sees the state after every event that changes it."""
         while self.events or self.commands:
-            if self.step():
+            before = self.state
+            if self.step() and self.state is not before:
                 check(self.state)
         return self.state
 
@@ -236,18 +237,18 @@ def check_counters(state: State) -> None:
     assert dict(archive.tasks_by_status) == ended
     chosen = [f for f in archive.settled.values() if f.stage == state.exploration.stage.index]
     assert state.exploration.stage.learned == sum(f.purpose == "train" for f in chosen)
-    _check_stage(state)
+    _check_stage(state, frames)
     _check_round(state)
 
 
-def _check_stage(state: State) -> None:
+def _check_stage(state: State, frames: Mapping[str, Seen]) -> None:
     running = state.exploration.stage
-    stage = [f for f in frames_of(state).values() if f.stage == running.index]
+    stage = [f for f in frames.values() if f.stage == running.index]
     answered = Counter(f.status for f in stage if f.status in ("labelled", "rejected"))
     assert (running.answered, running.rejected) == (answered.total(), answered["rejected"])
     audits = [f for f in stage if f.purpose == "audit" and f.status == "labelled"]
     assert dict(running.audits) == {f.key: f.origin for f in audits}
-    labelled = [f for f in frames_of(state).values() if f.status == "labelled"]
+    labelled = [f for f in frames.values() if f.status == "labelled"]
     assert set(state.labels.audited) == {f.key for f in labelled if f.purpose == "audit"}
     learned = [f for f in labelled if f.purpose not in ("audit", "property")]
     assert state.dataset.size + len(state.dataset.fresh) == len(learned)
