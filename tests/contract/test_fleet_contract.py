@@ -254,6 +254,7 @@ def slurm_pools(*command: str, **changes: Any) -> dict[str, PoolSettings]:
     return {"cpu": PoolSettings(engine="slurm", command=command, **(SETTINGS | changes))}
 
 
+@pytest.mark.soak
 def test_while_slurm_is_away_nothing_is_known(slurm: SlurmServer, tmp_path: Path) -> None:
     fleet = BatchFleet("away", slurm_pools(*STAYING), tmp_path)
     fleet.launch("cpu", 1, NAME)

@@ -32,7 +32,7 @@ from tests.support.campaigns.campaign_simulator import spec, submission
 from tests.support.campaigns.random_messages import EVERY, JSON, instances
 from tests.support.soak import SOAK
 
-INPUTS = 20_000 if SOAK else 1_000
+INPUTS = 20_000 if SOAK else 500
 PER_KIND = -(-INPUTS // len(EVERY))
 CAMPAIGN = "world"
 NASTY = st.sampled_from(

@@ -72,10 +72,8 @@ def alive(fleet: Fleet) -> int:
     return sum(launch.alive for launch in fleet.running())
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [pytest.param(name, marks=pytest.mark.soak) for name in ("process", "sge")] + ["slurm"],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("engine", ["process", "sge", "slurm"])
 def test_from_zero_to_max_and_back(
     engine: str,
     cluster: Cluster,

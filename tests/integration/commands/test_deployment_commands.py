@@ -178,6 +178,7 @@ def test_pause_resume_and_cancel(deployment: Deployment, call: Call) -> None:
         )
 
 
+@pytest.mark.soak
 def test_abandoned_tasks_are_tried_again_by_name(deployment: Deployment, call: Call) -> None:
     deployment.coordinator()
     with deployment.prompt_worker(fails=m.Label):
@@ -250,6 +251,7 @@ def test_killed_at_any_moment_another_goes_on(deployment: Deployment, call: Call
     assert state.finished.verdict == "converged"
 
 
+@pytest.mark.soak
 def test_dead_letters_are_failures_and_strangers_are_kept(
     deployment: Deployment, call: Call
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -148,10 +148,14 @@ CASES["gromacs"] = Case(
 )
 
 
-def case_of(kind: str, *more: str) -> Any:
+IN_SOAK = ("template", "colvars")
+"""Engines that run LAMMPS as `md` does: what they share with it is tested there."""
+
+
+def case_of(kind: str, *more: str, marks: Sequence[pytest.MarkDecorator] = ()) -> Any:
     """A parameter of a test: an engine, some of which run in another environment."""
     needs = {"batched": [pytest.mark.pytorch], "gromacs": [needs_gromacs]}
-    marks = needs.get(kind, [])
+    marks = [*marks, *needs.get(kind, ())]
     return pytest.param(kind, *more, marks=marks, id="-".join((kind, *more)))
 
 
@@ -275,6 +279,11 @@ def test_failed_checks_in_a_row_end_it(
     assert "in a row" in str(event.stopped)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [case_of(kind, marks=[pytest.mark.soak] * (kind in IN_SOAK)) for kind in CASES],
+    indirect=True,
+)
 def test_a_chunk_at_a_time_with_newer_committees_and_another_attempt(
     resources: ExplorerResources, tmp_path: Path, kind: str, models: list[Path]
 ) -> None:

@@ -64,10 +64,10 @@ def _read(descriptor: int, process: subprocess.Popen[bytes]) -> Iterator[bytes]:
     "words",
     [
         ("--help",),
-        ("run", "--help"),
+        pytest.param(("run", "--help"), marks=pytest.mark.soak),
         ("validate", "methane/campaign.yaml"),
         ("status",),
-        ("list",),
+        pytest.param(("list",), marks=pytest.mark.soak),
         ("why", sample_ledger.KEYS[sample_ledger.PASSED_OVER][:8]),
     ],
     ids=" ".join,
