@@ -127,6 +127,11 @@ class Store(Protocol):
         """Keys that start with `prefix`, sorted; only those after `after`, which need not be a
         key itself."""
 
+    def entries(self, folder: str) -> Iterable[str]:
+        """Keys directly in `folder`, which is empty or ends in a slash, and the folders in it,
+        which end in a slash; sorted. Takes no longer if there is much in those folders. A folder
+        from which everything was deleted may still be among them."""
+
     def delete(self, key: str) -> None:
         """Delete an object; no error if it does not exist."""
 

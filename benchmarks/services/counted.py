@@ -45,6 +45,10 @@ class CountedStore:
         self._count("LIST")
         return self.store.list(prefix, after)
 
+    def entries(self, folder: str) -> Iterable[str]:
+        self._count("LIST")
+        return self.store.entries(folder)
+
     def delete(self, key: str) -> None:
         self._count("DELETE")
         self.store.delete(key)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dpstream.shared.errors import NotFound, StoreError
 from dpstream.shared.ports import Store
+from dpstream.shared.store.keys import entries_of
 
 
 class Overlay:
@@ -44,6 +45,9 @@ class Overlay:
         new = {key for key in self._now if key.startswith(prefix) and key > after}
         found = {*self.base.list(prefix, after), *new}
         return sorted(key for key in found if self._now.get(key, b"") is not None)
+
+    def entries(self, folder: str) -> Iterable[str]:
+        return entries_of(folder, self.list(folder))
 
     def delete(self, key: str) -> None:
         self._now[key] = None

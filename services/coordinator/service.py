@@ -327,8 +327,11 @@ class Coordinator:
             lapsed = self.leases.lapsed(open_campaign, now, ended if with_processes else ())
             open_campaign.own_events += lapsed + self._missing(open_campaign, now)
             resolved = self._batch_on_gpu(open_campaign)
-            if open_campaign.own_events or open_campaign.needs_recovery or resolved:
+            is_due = open_campaign.own_events or open_campaign.needs_recovery or resolved
+            if is_due or open_campaign.ledger.missing is not None:
                 self._serve(campaign, ())
+            if campaign not in self.open_campaigns:  # damage was found
+                continue
             self._publish_tasks(open_campaign)
             open_campaign.ledger.write_due_head(now)
         if self.on_demand is not None:
@@ -493,6 +496,8 @@ class Coordinator:
             self.parked.keep(campaign, events)
 
     def _handle(self, open_campaign: OpenCampaign, events: Iterable[m.Message]) -> None:
+        if open_campaign.ledger.missing is not None:
+            raise open_campaign.ledger.missing
         entries: list[LedgerEntry] = []
         state = open_campaign.state
         for event in events:

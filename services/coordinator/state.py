@@ -655,6 +655,7 @@ class ArchiveSegment:
     tasks: Table[int]
     """Number by kind and status (`counted_as`)."""
     frames: int
+    is_merged: bool = False
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,15 @@ class FolderStore:
             found = (key for key in self._walk(folder + slash, start) if key > after)
             return sorted(filter(is_key, found))
 
+    def entries(self, folder: str) -> Iterable[str]:
+        """Keys and folders directly in `folder`, sorted (`ports.Store`)."""
+        with _reading(folder):
+            found = [
+                f"{name}/" if entry.is_dir(follow_symlinks=False) else name
+                for name, entry in self._scan(checked_prefix(folder))
+            ]
+        return sorted(each for each in found if is_key(each.removesuffix("/")))
+
     def delete(self, key: str) -> None:
         path = self._path(key)
         try:
@@ -96,18 +105,23 @@ class FolderStore:
         return self.root / checked(key)
 
     def _walk(self, folder: str, start: str = "") -> Iterator[str]:
+        for name, entry in self._scan(folder, start):
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._walk(f"{name}/")
+            else:
+                yield name
+
+    def _scan(self, folder: str, start: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Names below the root of the files and folders in a folder that begin with `start`."""
         try:
             entries = list(os.scandir(self.root / folder))
         except (FileNotFoundError, NotADirectoryError):
             return
         for entry in entries:
-            name = folder + entry.name
             if entry.name.startswith(".") or not entry.name.startswith(start):
                 continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from self._walk(f"{name}/")
-            elif entry.is_file():
-                yield name
+            if entry.is_dir(follow_symlinks=False) or entry.is_file():
+                yield folder + entry.name, entry
 
     def _write(self, path: Path, fill: Fill, give_name: Callable[[Path, Path], bool]) -> bool:
         with file_errors(self.root):

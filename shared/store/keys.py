@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +28,12 @@ def checked_prefix(prefix: str) -> str:
     if prefix:
         checked(prefix.removesuffix("/"))
     return prefix
+
+
+def entries_of(folder: str, keys: Iterable[str]) -> list[str]:
+    """Of all keys in a folder, those directly in it, and the folders in it."""
+    found = {key[len(folder) :].partition("/")[:2] for key in keys}
+    return sorted(f"{folder}{name}{slash}" for name, slash in found)
 
 
 def bounded(key: str, size: int, most: int | None) -> None:

@@ -182,16 +182,27 @@ class S3Store:
     def list(self, prefix: str, after: str = "") -> Iterable[str]:
         """Keys that start with `prefix` and come after `after`, sorted. Raises StoreError for an
         invalid prefix."""
+        beyond = {"StartAfter": self._root + after} if after else {}
+        pages = self._pages(prefix, **beyond)
+        found = [item["Key"] for page in pages for item in page.get("Contents", ())]
+        return sorted(filter(is_key, map(self._key_of, found)))
+
+    def entries(self, folder: str) -> Iterable[str]:
+        """Keys and folders directly in `folder`, sorted (`ports.Store`)."""
+        pages = list(self._pages(folder, Delimiter="/"))
+        keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+        folders = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", ())]
+        found = [key for key in map(self._key_of, keys) if is_key(key)]
+        return sorted(found + [each for each in map(self._key_of, folders) if is_key(each[:-1])])
+
+    def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
         start = self._root + checked_prefix(prefix)
         pages = self._client.get_paginator("list_objects_v2")
-        beyond = {"StartAfter": self._root + after} if after else {}
         with self._converting_errors(start):
-            found = [
-                item["Key"].removeprefix(self._root)
-                for page in pages.paginate(Bucket=self.settings.bucket, Prefix=start, **beyond)
-                for item in page.get("Contents", ())
-            ]
-        return sorted(filter(is_key, found))
+            yield from pages.paginate(Bucket=self.settings.bucket, Prefix=start, **options)
+
+    def _key_of(self, name: str) -> str:
+        return name.removeprefix(self._root)
 
     def delete(self, key: str) -> None:
         self._delete(self._name(key))

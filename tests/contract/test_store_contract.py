@@ -174,6 +174,20 @@ def test_list_of_an_empty_store_is_empty(store: Store) -> None:
     assert list(store.list("campaigns/")) == []
 
 
+def test_entries_are_the_keys_and_folders_directly_in_a_folder(store: Store) -> None:
+    for key in ["ab", "a/1", "a/10", "a/2/x", "a/2/y/z", "a/3", "a-b/1", "b/1/2/3"]:
+        store.put(key, b"x")
+    assert list(store.entries("")) == ["a-b/", "a/", "ab", "b/"]
+    assert list(store.entries("a/")) == ["a/1", "a/10", "a/2/", "a/3"]
+    assert list(store.entries("a/2/")) == ["a/2/x", "a/2/y/"]
+    assert list(store.entries("b/")) == ["b/1/"]
+    for nowhere in ("c/", "a/1/"):
+        assert list(store.entries(nowhere)) == []
+    for bad in ("/", "../", "a//"):
+        with pytest.raises(StoreError):
+            list(store.entries(bad))
+
+
 # ------------------------------------------------------------------------------------------- keys
 
 

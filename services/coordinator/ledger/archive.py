@@ -1,7 +1,9 @@
 """The segments of the archive: what views show of tasks that have ended and frames in a dataset.
 
 A segment holds the records that came between two snapshots. It is created once, and the state names
-it with its digest. Later snapshots name it as well, and need not hold its records.
+it with its digest. Later snapshots name it as well, and need not hold its records. After a while
+segments are merged, so that a start, which reads all of them, reads few objects; earlier snapshots
+still name the parts.
 """
 
 from __future__ import annotations
@@ -27,12 +29,16 @@ from dpstream.services.coordinator.state import (
     counted_as,
 )
 from dpstream.shared.errors import DigestMismatch, NotFound
+from dpstream.shared.logs import logger
 from dpstream.shared.ports import Store
 from dpstream.shared.runtime.context import fetch
 from dpstream.shared.values import Ref, campaign_uri
 
+log = logger()
 COMPRESSION_LEVEL = 1
 """Of gzip: the fastest level, which takes less time than it saves in the transfer."""
+MERGED = 16
+"""Segments that are merged to one."""
 AT_ONCE = 8
 """Segments read at once."""
 Known = dict[str, tuple[KeySet, KeySet] | ValueError]
@@ -59,13 +65,38 @@ def write(store: Store, campaign: str, name: str, archive: Archive) -> Archive:
     their ids alone."""
     if not archive.ended and not archive.settled:
         return archive
-    records = _RECORDS.dump_json(Records(archive.ended, archive.settled))
-    data = gzip.compress(records, COMPRESSION_LEVEL, mtime=0)
-    stored = Ref.to(f"{folder(campaign)}{name}.json.gz", data)
+    key = f"{folder(campaign)}{name}"
+    segment = _write(store, f"{key}.json.gz", Records(archive.ended, archive.settled))
+    segments = _merged(store, f"{key}-merged.json.gz", (*archive.segments, segment))
+    return replace(archive.ids, segments=segments)
+
+
+def _write(store: Store, key: str, records: Records) -> ArchiveSegment:
+    data = gzip.compress(_RECORDS.dump_json(records), COMPRESSION_LEVEL, mtime=0)
+    stored = Ref.to(key, data)
     store.create(stored.uri, data)
-    counts = Counter(counted_as(task.kind, task.status) for task in archive.ended.values())
-    segment = ArchiveSegment(stored, Map(counts), len(archive.settled))
-    return replace(archive.ids, segments=(*archive.segments, segment))
+    counts = Counter(counted_as(task.kind, task.status) for task in records.tasks.values())
+    return ArchiveSegment(stored, Map(counts), len(records.frames))
+
+
+def _merged(
+    store: Store, key: str, segments: tuple[ArchiveSegment, ...]
+) -> tuple[ArchiveSegment, ...]:
+    """The segments, of which those that are not merged yet are merged if they are enough and can be
+    read."""
+    first = sum(segment.is_merged for segment in segments)
+    if len(segments) - first < MERGED:
+        return segments
+    try:
+        some = [read(store, segment) for segment in segments[first:]]
+    except ValueError as error:
+        log.warning("segments of the archive not merged", key=key, reason=str(error))
+        return segments
+    tasks, frames = Map[str, EndedTask](), Map[str, SettledFrame]()
+    for records in some:
+        tasks, frames = tasks.update(records.tasks), frames.update(records.frames)
+    merged = replace(_write(store, key, Records(tasks, frames)), is_merged=True)
+    return (*segments[:first], merged)
 
 
 def read(store: Store, segment: ArchiveSegment) -> Records:

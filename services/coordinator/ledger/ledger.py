@@ -9,17 +9,20 @@ cannot change what an older one decided.
 Segments form a hash chain (`chain.py`): one that is missing or differs from what was written is
 noticed, also where it is still a valid segment.
 
-Opening a ledger for writing takes the next epoch. Before every segment, a writer checks that its
-epoch is still the newest; an older one raises `Fenced` and stops. A late segment of an overtaken
-writer is recognised by its epoch and left out; its events are handled again (`Ledger.orphans`).
+Opening a ledger for writing takes the next epoch, then lists the segments. After every segment, a
+writer checks that its epoch is still the newest: if it is, whoever takes the next one finds the
+segment. If it is not, the writer raises `Fenced` and stops, before it acts on the segment. A late
+segment of an overtaken writer is recognised by its epoch and left out; its events are handled again
+(`Ledger.orphans`).
 """
 
 from __future__ import annotations
 
 import re
+import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,6 +56,8 @@ from dpstream.shared.spec.errors import first_of
 from dpstream.shared.values import campaign_uri
 
 log = logger()
+_LOOKING = threading.Lock()
+"""Held while one ledger is looked at for missing segments, so that many at a start take turns."""
 AHEAD = 8
 """Segments fetched in advance while one is applied."""
 Number = tuple[int, int]
@@ -115,8 +120,12 @@ class Ledger:
     """Events in segments of overtaken writers only: to be handled like redeliveries."""
     former: dict[str, Command] = field(default_factory=dict)
     """Commands that overtaken writers decided, by task."""
+    overtaken: tuple[Number, ...] = ()
+    """The segments of overtaken writers that were there when it was opened."""
     since_snapshot: int = 0
     """Entries since the newest snapshot."""
+    snapshot_seq: int = 0
+    """The segment that it was due after."""
     link: Link | None = None
     """To the newest segment."""
     headed: int = 0
@@ -125,6 +134,8 @@ class Ledger:
     """When one was due last, s, on a clock that is never set back."""
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Identifies the segments of this writer."""
+    missing: CorruptLedger | None = None
+    """That a segment before the snapshot with which the state began was found to be missing."""
     _beside: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1))
     """The thread that writes snapshots."""
     _snapshot: tuple[Archive, Future[Archive]] | None = None
@@ -132,20 +143,29 @@ class Ledger:
 
     @staticmethod
     def open(store: Store, campaign: str) -> tuple[Ledger, State]:
-        """Takes the next epoch and rebuilds the state. Raises NotFound if there is no such
-        campaign, CorruptLedger naming a segment that cannot be read."""
+        """Takes the next epoch and rebuilds the state from the newest snapshot and the segments
+        since. Raises NotFound if there is no such campaign, CorruptLedger naming a segment that
+        cannot be read; one that is missing before the snapshot is found later (`missing`), since a
+        long ledger has a great many. Raises `Fenced` if a newer coordinator has taken over
+        meanwhile."""
         spec = Spec.model_validate_json(store.get(campaign_uri(campaign, "spec.json")))
         ledger = Ledger(store, campaign, take_epoch(store, campaign))
-        valid, overtaken = _ranked(store, campaign)
-        state, done = _from_snapshot(store, campaign, State(spec=spec), set(valid).__contains__)
+        state, begun, known = _from_snapshot(store, campaign, State(spec=spec))
+        done = begun[0]
+        valid, overtaken = _ranked(store, campaign, from_seq=max(1, done))
+        if done and begun not in valid:  # a late segment changed what is valid
+            return Ledger.open(store, campaign)
+        there = {number for number in known if store.exists(segment_uri(campaign, *number))}
+        ledger.snapshot_seq = done
+        ledger.overtaken = tuple(sorted({*there, *overtaken}.difference(valid)))
         orphans: dict[str, Message] = {}
-        for segment, _ in _fetched(store, campaign, overtaken):
+        for segment, _ in _fetched(store, campaign, ledger.overtaken):
             for entry in segment.entries:
                 if segment.seq >= done or _is_awaited(entry.event, state):
                     orphans[entry.event.id] = entry.event
                 commands = (each for each in entry.decided if isinstance(each, Command))
                 ledger.former |= {command.task: command for command in commands}
-        for segment, link in _chained(_fetched(store, campaign, valid[max(1, done) - 1 :])):
+        for segment, link in _chained(_fetched(store, campaign, valid)):
             for entry in segment.entries:
                 orphans.pop(entry.event.id, None)
             ledger.seq, ledger.last, ledger.link = segment.seq, segment, link
@@ -154,12 +174,15 @@ class Ledger:
                 state = ledger.snapshot(replay(state, segment))
         check_heads(store, campaign, ledger.link)
         ledger.orphans = tuple(orphans.values())
+        ledger.check()  # what it has read may be unknown to a newer one
+        if done > 1:
+            threading.Thread(target=ledger._look_for_missing, args=(done,), daemon=True).start()
         return ledger, state
 
     def append(self, entries: Sequence[LedgerEntry]) -> Segment:
         """Writes the next segment; it is durable on return. Raises `Fenced` if a newer coordinator
-        has taken over. After a `StoreError` the segment may have been written: call `recover`."""
-        self.check()
+        has taken over; the segment may be there, but nothing may follow from it. After a
+        `StoreError` too the segment may have been written: call `recover`."""
         segment = Segment(self.seq + 1, self.epoch, self.nonce, tuple(entries), follows=self.link)
         key = segment_uri(self.campaign, segment.seq, self.epoch)
         data = segment.dumps()
@@ -169,15 +192,18 @@ class Ledger:
                 raise Fenced(f"{self.campaign}: taken over by a newer coordinator")
             if found != data:
                 raise StoreError(f"{key}: an earlier write of this process has arrived late")
+        self.check()
         self._count_segment(Stored(segment, Link.to(segment.seq, self.epoch, data)))
         return segment
 
     def recover(self, state: State) -> State:
-        """After a failed `append`, applies the segment to `state` if it was written after all."""
+        """After a failed `append`, applies the segment to `state` if it was written after all.
+        Raises `Fenced` if a newer coordinator has taken over."""
         number = (self.seq + 1, self.epoch)
         key = segment_uri(self.campaign, *number)
         if not self.store.exists(key):
             return state
+        self.check()
         stored = _decoded(key, number, self.store.get(key))
         self._count_segment(stored)
         return replay(state, stored.segment)
@@ -202,11 +228,14 @@ class Ledger:
         that has been written since."""
         if self._snapshot is not None and self._snapshot[1].done():
             state = self.written(state)
-        if self._snapshot is None and snapshots.is_due(state, self.since_snapshot):
+        segments = self.seq - self.snapshot_seq
+        if self._snapshot is None and snapshots.is_due(state, self.since_snapshot, segments):
             assert self.link is not None
             where = self.store, self.campaign, self.link, self.epoch
-            self._snapshot = state.archive, self._beside.submit(snapshots.write, *where, state)
-            self.since_snapshot = 0
+            overtaken = [number for number in self.overtaken if number[0] <= self.seq]
+            writing = self._beside.submit(snapshots.write, *where, state, overtaken)
+            self._snapshot = state.archive, writing
+            self.since_snapshot, self.snapshot_seq = 0, self.seq
             self.write_head()
         elif state.finished is not None:
             self.write_head()
@@ -224,6 +253,16 @@ class Ledger:
             log.warning("no snapshot written", campaign=self.campaign, reason=str(error))
             return state
         return replace(state, archive=archive)
+
+    def _look_for_missing(self, before: int) -> None:
+        with _LOOKING:
+            try:
+                there = {seq for seq, _ in numbers_of(self.store, self.campaign)}
+                _check_numbers(self.campaign, there, range(1, before))
+            except CorruptLedger as error:
+                self.missing = error
+            except StoreError as error:
+                log.warning("missing segments not looked for", reason=str(error))
 
     def write_head(self) -> None:
         """Writes a head of the newest segment, if this writer has not yet."""
@@ -319,14 +358,18 @@ def _ranked(store: Store, campaign: str, from_seq: int = 1) -> tuple[list[Number
     for seq, epoch in numbers:
         by_seq.setdefault(seq, []).append(epoch)
     newest = max(numbers, key=lambda number: (number[1], number[0]))
-    for seq in range(from_seq, newest[0]):
-        if seq not in by_seq:
-            raise CorruptLedger(f"{campaign}: segment {seq} of the ledger is missing")
+    _check_numbers(campaign, by_seq, range(from_seq, newest[0]))
     valid = [newest]
     for seq in range(newest[0] - 1, from_seq - 1, -1):
         valid.append((seq, _followed(store, campaign, valid[-1], by_seq[seq])))
     counted = set(valid)
     return valid[::-1], sorted(number for number in numbers if number not in counted)
+
+
+def _check_numbers(campaign: str, there: Collection[int], needed: Iterable[int]) -> None:
+    for seq in needed:
+        if seq not in there:
+            raise CorruptLedger(f"{campaign}: segment {seq} of the ledger is missing")
 
 
 def _followed(store: Store, campaign: str, number: Number, epochs: Sequence[int]) -> int:
@@ -398,9 +441,7 @@ class LedgerReader:
     def open(store: Store, campaign: str) -> LedgerReader:
         """A reader at the last segment; starts from the newest snapshot."""
         reader = LedgerReader.begin(store, campaign)
-        reader.state, reader.seq = _from_snapshot(
-            store, campaign, reader.state, partial(_is_valid, store, campaign)
-        )
+        reader.state, (reader.seq, _), _ = _from_snapshot(store, campaign, reader.state)
         reader.update()
         return reader
 
@@ -443,28 +484,36 @@ def campaigns(store: Store) -> list[str]:
 
 
 def begun_and_ended(store: Store) -> tuple[set[str], set[str]]:
-    """Names of all campaigns in a store, and of those that have ended. Reads only the keys."""
-    begun, plans, ends = set[str](), dict[str, int](), set[tuple[str, int]]()
-    for key in store.list("campaigns/"):
-        _, name, *rest = key.split("/")
-        if rest == ["spec.json"]:
+    """Names of all campaigns in a store, and of those that have ended. Takes no longer if there is
+    much in a campaign."""
+    folders = [entry for entry in store.entries("campaigns/") if entry.endswith("/")]
+    with ThreadPoolExecutor(AHEAD) as pool:
+        found = dict(zip(folders, pool.map(store.entries, folders), strict=True))
+    begun, ended = set[str](), set[str]()
+    for folder, entries in found.items():
+        name = folder.split("/")[1]
+        ends = {_number_of(entry) for entry in entries if entry.startswith(f"{folder}finished")}
+        if f"{folder}spec.json" in entries:
             begun.add(name)
-        elif len(rest) == 2 and rest[0] == "plans":
-            plans[name] = max(plans.get(name, 1), _number_of(key))
-        elif len(rest) == 1 and rest[0].startswith("finished"):
-            ends.add((name, _number_of(key)))
-    return begun, {name for name, plan in ends if plan == plans.get(name, 1)}
+        plan = _newest_plan(store, name) if ends and f"{folder}plans/" in entries else 1
+        if plan in ends:
+            ended.add(name)
+    return begun, ended
 
 
 def verdict(store: Store, campaign: str) -> CampaignFinished | None:
     """The verdict on a campaign, without reading its ledger; None if it has not ended by its newest
     plan."""
-    plans = store.list(campaign_uri(campaign, "plans", ""))
-    plan = max((_number_of(key) for key in plans), default=1)
     try:
-        return CampaignFinished.model_validate_json(store.get(finished_uri(campaign, plan)))
+        key = finished_uri(campaign, _newest_plan(store, campaign))
+        return CampaignFinished.model_validate_json(store.get(key))
     except NotFound:
         return None
+
+
+def _newest_plan(store: Store, campaign: str) -> int:
+    plans = store.list(campaign_uri(campaign, "plans", ""))
+    return max((_number_of(key) for key in plans), default=1)
 
 
 def _number_of(key: str) -> int:
@@ -501,11 +550,16 @@ def number_in(key: str) -> Number:
 
 
 def _from_snapshot(
-    store: Store, campaign: str, empty: State, is_valid: Callable[[Number], bool]
-) -> tuple[State, int]:
-    """The state of the newest snapshot after a valid segment, and the number of that segment."""
+    store: Store, campaign: str, empty: State
+) -> tuple[State, Number, tuple[Number, ...]]:
+    """The state of the newest snapshot after a valid segment, that segment, and the segments of
+    overtaken writers up to there."""
+    is_valid = partial(_is_valid, store, campaign)
     found = snapshots.newest(store, campaign, lambda key: is_valid(number_in(key)))
-    return (empty, 0) if found is None else (found.state, found.seq)
+    if found is None:
+        return empty, (0, 0), ()
+    key, snapshot = found
+    return snapshot.state, number_in(key), snapshot.overtaken
 
 
 def _is_valid(store: Store, campaign: str, number: Number) -> bool:

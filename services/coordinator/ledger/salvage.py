@@ -21,6 +21,7 @@ from dpstream.services.coordinator.ledger.examine import Examination
 from dpstream.services.coordinator.ledger.ledger import (
     Ledger,
     LedgerEntry,
+    number_in,
     read_segment,
     take_epoch,
 )
@@ -62,6 +63,10 @@ def salvage(store: Store, campaign: str, ledger: Examination, now: float) -> Sal
     ]
     last = read_segment(store, campaign, ledger.valid[first - 2]).link if first > 1 else None
     trainings = _trainings(store, campaign, entries)
+    for key in snapshots.listed(store, campaign):
+        if number_in(key)[0] >= first:  # a start must not begin with the former chain
+            store.create(f"{_former(campaign)}{key.rpartition('/')[2]}", store.get(key))
+            store.delete(key)
     if trainings:  # as an overtaken writer would have left them
         _writer(store, campaign, last).append(trainings)
     why = (
@@ -103,11 +108,16 @@ def _trainings(store: Store, campaign: str, recorded: Sequence[LedgerEntry]) -> 
     return list(found.values())
 
 
+def _former(campaign: str) -> str:
+    """The folder of snapshots of former chains: a repair that was interrupted needs them again."""
+    return campaign_uri(campaign, "damaged", "former", "")
+
+
 def _trained_in_snapshots(
     store: Store, campaign: str
 ) -> Iterator[tuple[m.Command, m.MemberTrained]]:
     known = Known()
-    for key in snapshots.listed(store, campaign):
+    for key in (*snapshots.listed(store, campaign), *store.list(_former(campaign))):
         snapshot = snapshots.read(store, key, known)
         if snapshot is not None:
             state = snapshot.state

@@ -11,7 +11,7 @@ missing or damaged segment of the archive.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version as package_version
@@ -28,7 +28,7 @@ from dpstream.services.coordinator.state import Archive, State
 from dpstream.shared.ports import Store
 from dpstream.shared.values import campaign_uri
 
-FORMAT = 11
+FORMAT = 12
 """Format of the state in a snapshot. Increase it whenever a field of the state is added, renamed or
 removed."""
 SNAPSHOT_EVERY, ENTRIES_PER_EVENT, ARCHIVED_PER_EVENT = 1000, 2, 128
@@ -36,11 +36,15 @@ SNAPSHOT_EVERY, ENTRIES_PER_EVENT, ARCHIVED_PER_EVENT = 1000, 2, 128
 `ENTRIES_PER_EVENT` tasks and frames in it, so that the cost of snapshots per event stays constant;
 in a long campaign, one per `ARCHIVED_PER_EVENT` in the archive, so that it has few segments.
 Whichever is most."""
+SNAPSHOT_SEGMENTS = 1000
+"""Segments of the ledger after which the length of the campaign no longer delays a snapshot: a
+start reads each of them."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state after segment `seq`; `code` is the version of the package that computed it."""
+    """The state after segment `seq`; `code` is the version of the package that computed it,
+    `overtaken` names the segments of overtaken writers by number and epoch."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(ser_json_inf_nan="strings")
 
@@ -48,6 +52,7 @@ class Snapshot:
     seq: int
     code: str
     state: State
+    overtaken: tuple[tuple[int, int], ...]
 
 
 _SNAPSHOT = TypeAdapter(Snapshot)
@@ -58,31 +63,42 @@ def code_version() -> str:
     return package_version("dpstream")
 
 
-def is_due(state: State, events: int) -> bool:
-    """Whether a snapshot is due, `events` after the last one."""
+def is_due(state: State, events: int, segments: int) -> bool:
+    """Whether a snapshot is due, so many events and segments after the last one."""
     entries = (len(state.tasks) + len(state.labels.frames)) // ENTRIES_PER_EVENT
-    return events >= max(SNAPSHOT_EVERY, entries, len(state.archive) // ARCHIVED_PER_EVENT)
+    archived = len(state.archive) // ARCHIVED_PER_EVENT if segments < SNAPSHOT_SEGMENTS else 0
+    return events >= max(SNAPSHOT_EVERY, entries, archived)
 
 
-def write(store: Store, campaign: str, after: Link, epoch: int, state: State) -> Archive:
+def write(
+    store: Store,
+    campaign: str,
+    after: Link,
+    epoch: int,
+    state: State,
+    overtaken: Sequence[tuple[int, int]] = (),
+) -> Archive:
     """Writes a snapshot of the state `after` a segment, and the records of its archive as a segment
     of that under the `epoch` of the writer; returns the archive with their ids alone."""
     name = segment_name(after.seq, epoch)
     archive = archive_segments.write(store, campaign, name, state.archive)
     named = replace(archive, tasks=NO_KEYS, frames=NO_KEYS)
-    snapshot = Snapshot(FORMAT, after.seq, code_version(), replace(state, archive=named))
+    kept = replace(state, archive=named)
+    snapshot = Snapshot(FORMAT, after.seq, code_version(), kept, tuple(overtaken))
     data = gzip.compress(_SNAPSHOT.dump_json(snapshot), COMPRESSION_LEVEL, mtime=0)
     store.create(f"{_folder(campaign)}{segment_name(after.seq, after.epoch)}.json.gz", data)
     return archive
 
 
-def newest(store: Store, campaign: str, is_valid: Callable[[str], bool]) -> Snapshot | None:
-    """The newest readable snapshot of this version of the package whose key `is_valid`; None if
-    there is none."""
+def newest(
+    store: Store, campaign: str, is_valid: Callable[[str], bool]
+) -> tuple[str, Snapshot] | None:
+    """The newest readable snapshot of this version of the package whose key `is_valid`, and that
+    key; None if there is none."""
     known = Known()
     for key in reversed(listed(store, campaign)):
         if is_valid(key) and (snapshot := read(store, key, known)) is not None:
-            return snapshot
+            return key, snapshot
     return None
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpstream.shared.errors import NotFound
-from dpstream.shared.store.keys import bounded, checked, checked_prefix
+from dpstream.shared.store.keys import bounded, checked, checked_prefix, entries_of
 
 KEPT_ONCE = ("ledger", "heads")
 """Folders of a campaign of which only the newest object is kept."""
@@ -52,6 +52,9 @@ class MemoryStore:
         self.requests["list"] += 1
         start = checked_prefix(prefix)
         return sorted(key for key in list(self._objects) if key.startswith(start) and key > after)
+
+    def entries(self, folder: str) -> Iterable[str]:
+        return entries_of(folder, self.list(folder))
 
     def delete(self, key: str) -> None:
         self.requests["delete"] += 1

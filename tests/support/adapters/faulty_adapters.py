@@ -153,6 +153,10 @@ class FlakyStore:
         self._perhaps_fail("list")
         return self.store.list(prefix, after)
 
+    def entries(self, folder: str) -> Iterable[str]:
+        self._perhaps_fail("list")
+        return self.store.entries(folder)
+
     def delete(self, key: str) -> None:
         self._perhaps_fail("delete")
         self.store.delete(key)

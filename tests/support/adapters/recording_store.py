@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dpstream.shared.errors import NotFound
+from dpstream.shared.store.keys import entries_of
 
 
 class RecordingStore:
@@ -36,6 +37,9 @@ class RecordingStore:
 
     def list(self, prefix: str, after: str = "") -> Iterable[str]:
         return sorted(key for key in self.objects if key.startswith(prefix) and key > after)
+
+    def entries(self, folder: str) -> Iterable[str]:
+        return entries_of(folder, self.list(folder))
 
     def delete(self, key: str) -> None:
         self.written.append(key)

@@ -4,12 +4,14 @@ meanwhile is kept."""
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from dpstream.services.coordinator import parked
 from dpstream.services.coordinator.ledger import snapshots
+from dpstream.services.coordinator.ledger.chain import segment_uri
 from dpstream.services.coordinator.open_campaign import OpenCampaign
 from dpstream.shared import messages as m
 from dpstream.shared.codec import MAX_BODY, decode_leniently, decode_or_none, encode, topic_of
@@ -169,6 +171,26 @@ def test_a_damaged_snapshot_is_passed_over(
     store.damaged = frozenset(made)
     harness.restart().open("world")
     assert harness.coordinator.open_campaigns["world"].state == before
+
+
+def test_a_campaign_with_a_hole_behind_its_snapshot_is_not_served(
+    store: DigestingStore, harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator looks for it beside its work, also if nothing happens."""
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
+    monkeypatch.setattr(snapshots, "ENTRIES_PER_EVENT", 1_000)
+    open_campaign = harness.submit(small())
+    for _ in range(4):
+        harness.work()
+        harness.step()
+    open_campaign.ledger.written(open_campaign.state)
+    store.delete(segment_uri("world", 2, 1))
+    harness.restart().open_all()
+    deadline = time.monotonic() + 30
+    while not harness.coordinator.broken and time.monotonic() < deadline:
+        harness.coordinator.check_clock()
+        time.sleep(0.01)
+    assert "segment 2 of the ledger is missing" in harness.coordinator.broken["world"]
 
 
 def test_no_more_events_are_kept_than_the_limit(

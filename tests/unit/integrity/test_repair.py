@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from dpstream.integrity.repair import plan, unflipped
+from dpstream.integrity.repair import Repair, plan, unflipped
 from dpstream.integrity.verify import verify
 from dpstream.services.coordinator.ledger import snapshots
 from dpstream.services.coordinator.ledger.chain import segment_uri
@@ -244,6 +244,46 @@ def test_a_hole_behind_a_snapshot_is_repaired(
     store.delete(segment_uri("world", 3, 1))
     repaired(store)
     assert finished(resumed(store)).finished
+
+
+def test_a_repair_that_was_interrupted_finds_the_trainings_of_snapshots_again(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 5)
+    half_way(store)
+    for key in list(store.list("campaigns/world/results/")):
+        store.delete(key)
+    trained = next(
+        segment.seq
+        for segment in read_segments(store, "world")
+        if any(isinstance(entry.event, m.MemberTrained) for entry in segment.entries)
+    )
+    store.delete(segment_uri("world", trained, 1))
+    planned = plan(store, "world")
+    (found,) = of_trainings(planned)
+    assert " 0 trainings" not in found
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupted(key: str) -> None:
+        delete(key)
+        if "/snapshots/" in key:
+            raise Interrupted
+
+    delete = store.delete
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store, "delete", interrupted)
+        with pytest.raises(Interrupted):
+            planned.write()
+    again = plan(store, "world")
+    assert of_trainings(again) == [found]
+    again.write()
+    assert finished(resumed(store)).finished
+
+
+def of_trainings(repair: Repair) -> list[str]:
+    return [line for line in repair.recovered if "trainings found beside it" in line]
 
 
 @pytest.mark.slow

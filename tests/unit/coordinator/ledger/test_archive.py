@@ -185,6 +185,43 @@ def test_snapshots_hold_what_has_ended_once(
     assert len(frames) == len(set(frames)) == len(state.archive.frames)
 
 
+def test_segments_are_merged(
+    store: FolderStore, entries: list[Entry], often: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_segments, "MERGED", 3)
+    _, state = written(store, entries)
+    segments = state.archive.segments
+    merged = sum(segment.is_merged for segment in segments)
+    assert merged > 1
+    assert len(segments) == merged + len(snapshots.listed(store, "world")) % 3
+    records = [archive_segments.read(store, segment) for segment in segments]
+    assert [sum(segment.tasks.values()) for segment in segments] == [len(r.tasks) for r in records]
+    assert [segment.frames for segment in segments] == [len(r.frames) for r in records]
+    assert sum(len(each.tasks) for each in records) == len(state.archive.tasks)
+    assert sum(len(each.frames) for each in records) == len(state.archive.frames)
+    assert load_state(store, "world").dumps() == Ledger.open(store, "world")[1].dumps()
+    assert sound(store)
+    part = min(store.list(archive_segments.folder("world")))
+    store.delete(part)
+    assert [each.key for each in damaged_snapshots(store, "world")] == snapshots.listed(
+        store, "world"
+    )[:2]
+
+
+def test_what_cannot_be_read_is_not_merged(
+    store: FolderStore, entries: list[Entry], often: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_segments, "MERGED", 2)
+    ledger, state = written(store, entries[: often + 1])
+    store.delete(state.archive.segments[0].stored.uri)
+    for event, decided in entries[often + 1 :]:
+        state = replay(state, ledger.append([LedgerEntry(event, tuple(decided))]))
+        state = ledger.written(ledger.snapshot(state))
+    assert len(state.archive.segments) > 2
+    assert not any(segment.is_merged for segment in state.archive.segments)
+    assert load_state(store, "world").dumps() == state.dumps()
+
+
 def test_with_and_without_snapshots_the_state_is_the_same(
     store: FolderStore, entries: list[Entry], often: int
 ) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,14 @@ from dpstream.services.coordinator.ledger.ledger import (
     Ledger,
     LedgerEntry,
     LedgerReader,
+    begun_and_ended,
     load_state,
     read_messages,
     read_segments,
 )
 from dpstream.services.coordinator.policy import decide
-from dpstream.services.coordinator.records import replace
-from dpstream.services.coordinator.state import ExplorationState, State
+from dpstream.services.coordinator.records import KeySet, replace
+from dpstream.services.coordinator.state import Archive, ExplorationState, State
 from dpstream.shared import messages as m
 from dpstream.shared.errors import CorruptLedger, Fenced, NotFound, StoreError
 from dpstream.shared.store.folder import FolderStore
@@ -237,7 +239,7 @@ def test_the_snapshot_of_an_overtaken_segment_is_not_trusted(
 # ----------------------------------------------------------------------------------- one writer
 
 
-def test_the_older_of_two_writers_is_fenced_and_overwrites_nothing(
+def test_the_older_of_two_writers_is_fenced_and_changes_nothing(
     store: FolderStore, entries: list[Entry]
 ) -> None:
     old, _ = Ledger.open(store, "world")
@@ -248,7 +250,9 @@ def test_the_older_of_two_writers_is_fenced_and_overwrites_nothing(
     for _ in range(2):
         with pytest.raises(Fenced, match="taken over"):
             old.append([entry(entries[2])])
-    assert {key: store.get(key) for key in store.list("campaigns/world/")} == before
+    after = {key: store.get(key) for key in store.list("campaigns/world/")}
+    assert after.keys() - before.keys() == {f"{FOLDER}00000002-000001.json"}
+    assert {key: after[key] for key in before} == before
     assert load_state(store, "world").dumps() == state_of(entries[:2]).dumps()
 
 
@@ -278,6 +282,116 @@ def test_events_of_an_overtaken_sibling_are_heard_again(
     for orphan in third.orphans:
         state, _ = decide(state, orphan)
     assert state.dumps() == state_of(entries[:3]).dumps()
+
+
+def test_a_restart_from_a_snapshot_knows_the_segments_of_overtaken_writers_before_it(
+    store: FolderStore, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
+    old, _ = Ledger.open(store, "world")
+    new, state = Ledger.open(store, "world")
+    monkeypatch.setattr(old, "check", lambda: None)
+    old.append([entry(entries[0])])
+    new.append([entry(entries[0])])
+    third, state = Ledger.open(store, "world")
+    for each in entries[1:4]:
+        third.append([entry(each)])
+        state, _ = decide(state, each[0])
+        state = third.written(third.snapshot(state))
+    assert (third.seq, third.overtaken) == (4, ((1, 1),))
+    assert Ledger.open(store, "world")[0].overtaken == ((1, 1),)
+    store.delete(f"{FOLDER}00000001-000001.json")  # as a repair does if it is damaged
+    assert Ledger.open(store, "world")[0].overtaken == ()
+
+
+def test_whoever_is_overtaken_while_it_reads_the_ledger_is_fenced(
+    store: FolderStore, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its predecessor's segment is not known to its successor, which has listed the segments."""
+    old, _ = Ledger.open(store, "world")
+    list_, newest = store.list, list[Ledger]()
+
+    def list_meanwhile(prefix: str, after: str = "") -> Iterable[str]:
+        if prefix == FOLDER:
+            monkeypatch.undo()
+            newest.append(Ledger.open(store, "world")[0])
+            with pytest.raises(Fenced):
+                old.append([entry(entries[0])])
+        return list_(prefix, after)
+
+    monkeypatch.setattr(store, "list", list_meanwhile)
+    with pytest.raises(Fenced):
+        Ledger.open(store, "world")
+    assert newest[0].seq == 0
+
+
+def test_a_long_campaign_delays_no_snapshot_for_many_segments() -> None:
+    state = replace(State(spec=spec()), archive=Archive(tasks=KeySet(b"0" * 16 * 500_000)))
+    assert not snapshots.is_due(state, events=1000, segments=999)
+    assert snapshots.is_due(state, events=1000, segments=1000)
+    assert snapshots.is_due(state, events=500_000 // 128, segments=100)
+
+
+def test_a_restart_lists_the_segments_from_the_newest_snapshot_on(
+    store: FolderStore, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 1)
+    ledger, state = Ledger.open(store, "world")
+    for each in entries[:5]:
+        ledger.append([entry(each)])
+        state, _ = decide(state, each[0])
+        state = ledger.written(ledger.snapshot(state))
+    listed, list_, here = list[str](), store.list, threading.get_ident()
+
+    def record(prefix: str, after: str = "") -> Iterable[str]:
+        found = list(list_(prefix, after))
+        if prefix == FOLDER and threading.get_ident() == here:
+            listed.extend(found)
+        return found
+
+    monkeypatch.setattr(store, "list", record)
+    reopened, _ = Ledger.open(store, "world")
+    assert reopened.seq == 5
+    assert set(listed) == {f"{FOLDER}0000000{number}-000001.json" for number in (4, 5)}
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_whoever_takes_over_knows_every_segment_that_its_predecessor_acts_on(
+    store: FolderStore, entries: list[Entry], monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    """The successor starts while a segment is being written: just before it is there, or after."""
+    old, _ = Ledger.open(store, "world")
+    old.append([entry(entries[0])])
+    create, successors = store.create, list[Ledger]()
+
+    def create_meanwhile(key: str, data: bytes) -> bool:
+        monkeypatch.undo()
+        created = is_there and create(key, data)
+        successors.append(Ledger.open(store, "world")[0])
+        return created or create(key, data)
+
+    monkeypatch.setattr(store, "create", create_meanwhile)
+    with pytest.raises(Fenced):
+        old.append([entry(entries[1])])
+    (new,) = successors
+    assert new.seq == (2 if is_there else 1)
+
+
+def test_campaigns_are_found_without_listing_what_is_in_them(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        store.put(f"campaigns/c{number}/spec.json", b"{}")
+        store.put(f"campaigns/c{number}/ledger/{number}", b"{}")
+    store.put("campaigns/c1/finished.json", b"{}")
+    store.put("campaigns/c2/finished.json", b"{}")
+    store.put("campaigns/c2/plans/2.json", b"{}")
+    store.put("campaigns/begins/claims/x", b"{}")
+    listed, list_ = list[str](), store.list
+    monkeypatch.setattr(store, "list", lambda prefix: listed.append(prefix) or list_(prefix))
+    begun, ended = begun_and_ended(store)
+    assert (begun - {"world"}, ended) == ({"c0", "c1", "c2"}, {"c1"})
+    assert listed == ["campaigns/c2/plans/"]
 
 
 def test_a_late_write_beyond_the_newer_writers_last_segment_is_no_history(
