@@ -32,9 +32,9 @@ PYTHONS := 3.10 3.11 3.12 3.13
 demo: $(STAMP)
 	$(BIN)/dpstream run examples/methane/campaign.yaml
 
-# Five workers on two cores: many tests wait for a server, a lease or a killed process.
+# Six workers on two cores: many tests wait for a server, a lease or a killed process.
 test: $(STAMP) $(PYTORCH)/.installed servers codes
-	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not pytorch" tests
+	$(BIN)/python -m pytest -n 6 --dist loadfile --no-loadscope-reorder -m "not pytorch" tests
 	$(PYTORCH)/bin/python -m pytest -n 2 --dist loadfile $(PYTORCH_TESTS)
 
 check: lint
