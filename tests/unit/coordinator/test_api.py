@@ -395,6 +395,7 @@ def test_ready_is_who_is_connected_and_alive_who_turns(site: CoordinatorHarness)
     assert asked.get("/healthz").status_code == 503
 
 
+@pytest.mark.slow
 def test_an_outage_makes_it_unready_and_not_dead(site: CoordinatorHarness) -> None:
     bus = InProcessBus(site.bus.broker)  # type: ignore[attr-defined]
     site.coordinator.bus = bus
@@ -509,6 +510,7 @@ def served(site: CoordinatorHarness) -> Iterator[str]:
         yield f"http://{host}:{port}"
 
 
+@pytest.mark.slow
 def test_it_answers_over_http_while_the_campaign_goes_on(
     site: CoordinatorHarness, served: str
 ) -> None:
@@ -569,6 +571,7 @@ def is_closed(connection: socket.socket) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_half_requests_take_few_connections_and_are_closed(
     served: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,6 +159,7 @@ def test_fold_append_publish_acknowledge_in_that_order(
     assert acts[opened:] == ["append", "create manifests", "publish", *["ack"] * len(events)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deadly", range(8))
 def test_a_crash_between_any_two_acts_loses_nothing(
     harness: CoordinatorHarness, tmp_path: Path, deadly: int

@@ -378,6 +378,7 @@ def test_every_secret_that_is_named_is_printed_by_the_scripts(
 SETTINGS = {"coordinator": CoordinatorSettings, "labeler": LabelerSettings}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_secrets_are_the_settings_of_their_service(
     overlay: str, access: Path, monkeypatch: pytest.MonkeyPatch

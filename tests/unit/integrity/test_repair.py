@@ -146,6 +146,7 @@ def test_a_damaged_snapshot_is_set_aside(
 # ------------------------------------------------------------------------------- from before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 5, 8])
 def test_a_campaign_goes_on_without_a_lost_segment(store: FolderStore, number: int) -> None:
     """Whatever it contained: the submission, labels, trainings or selections."""

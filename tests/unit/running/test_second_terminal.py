@@ -86,6 +86,7 @@ def verification_fails(run: LocalRun) -> None:
     run.harness.world.answer = answer  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["resume", "retry"])
 def test_a_final_model_that_was_not_verified_is_verified_again(call: Call, command: str) -> None:
     with at_work(ROOT, "small") as run:
@@ -272,6 +273,7 @@ def test_a_request_is_readable_by_its_user_alone(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------- amendments
 
 
+@pytest.mark.slow
 def test_a_stage_is_appended_while_a_run_is_at_work(call: Call) -> None:
     hot = write("hot.yaml", stages=[*SPEC["stages"], HOT])
     with at_work(ROOT, "small") as run:
@@ -424,6 +426,7 @@ def test_a_bad_amendment_is_refused_before_anything_is_sent(
         assert run.state.plan.number == 1
 
 
+@pytest.mark.slow
 def test_a_new_system_is_stored_and_explored(call: Call) -> None:
     Path("other.xyz").write_text(METHANE.replace("0.629", "0.640"))
     wider = {**SPEC["systems"], "wide": {"structures": ["other.xyz"]}}
@@ -444,6 +447,7 @@ def test_a_new_system_is_stored_and_explored(call: Call) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_same_spec_resumes_an_amended_campaign_and_the_former_one_does_not(call: Call) -> None:
     hot = write("hot.yaml", stages=[*SPEC["stages"], HOT])
     with at_work(ROOT, "small") as run:
@@ -462,6 +466,7 @@ def test_an_amendment_of_a_deployment_is_no_option_of_run(call: Call) -> None:
     assert said == "dpstream: --amend: in a deployment, type: dpstream amend NAME SPEC\n"
 
 
+@pytest.mark.slow
 def test_a_new_campaign_begins_with_the_amended_plan(call: Call) -> None:
     with at_work(ROOT, "small") as run:
         run.until(lambda state: state.submitted)

@@ -98,6 +98,7 @@ def test_requests_are_signed_with_the_keys_of_the_role(cloud: Cloud) -> None:
         assert headers["X-Amz-Security-Token"] == "token-1"
 
 
+@pytest.mark.slow
 def test_keys_are_renewed_before_they_expire(cloud: Cloud) -> None:
     soon = datetime.now(timezone.utc) + timedelta(minutes=5)
     cloud.expiration = soon.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -107,12 +108,14 @@ def test_keys_are_renewed_before_they_expire(cloud: Cloud) -> None:
     assert tokens[-1] == f"token-{len(cloud.requests)}"
 
 
+@pytest.mark.slow
 def test_a_refusal_is_an_error_of_the_store(cloud: Cloud) -> None:
     cloud.refuses = True
     with pytest.raises(StoreError, match="rrsa"):
         read(cloud)
 
 
+@pytest.mark.slow
 def test_without_a_role_the_aws_chain_is_used(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:

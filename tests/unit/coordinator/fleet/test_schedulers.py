@@ -331,6 +331,7 @@ def started(engine: str, *command: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "sent"),
     [

@@ -84,6 +84,7 @@ def test_after_declining_it_leaves_the_queue_to_others_and_comes_back(
     assert time.monotonic() - began > 0.05
 
 
+@pytest.mark.slow
 def test_if_it_cannot_be_found_out_the_task_is_claimed(workers: WorkerHarness) -> None:
     def damaged(resources: Any, command: m.Command, context: Any) -> str | None:
         raise ValueError("the spec makes no sense")

@@ -491,6 +491,7 @@ def test_an_idle_worker_goes_home(workers: WorkerHarness) -> None:
     assert not workers.alive()
 
 
+@pytest.mark.slow
 def test_no_task_begins_that_usually_outlasts_the_lifetime(workers: WorkerHarness) -> None:
     def slow(resources: Any, command: m.Label, context: Context) -> m.LabelsDone:
         time.sleep(1.0)
@@ -606,6 +607,7 @@ def test_what_is_not_understood_is_buried_and_never_blocks(
 # ------------------------------------------------------------------------------------------ outages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", ["publish", "published", "consume"])
 def test_a_worker_outlives_an_outage_of_the_bus(workers: WorkerHarness, operation: str) -> None:
     worked: list[str] = []
@@ -633,6 +635,7 @@ def test_a_worker_outlives_an_outage_of_the_store(workers: WorkerHarness, operat
     assert types == [m.TaskClaimed, m.LabelsDone, m.TaskClaimed, m.TaskClaimed, m.LabelsDone]
 
 
+@pytest.mark.slow
 def test_a_result_is_published_when_the_bus_is_back(workers: WorkerHarness) -> None:
     down = threading.Event()
 
@@ -660,6 +663,7 @@ def test_a_worker_asked_to_go_during_an_outage_goes(workers: WorkerHarness) -> N
     assert delivery.redelivered
 
 
+@pytest.mark.slow
 def test_a_worker_whose_bus_was_closed_waits_without_spinning(workers: WorkerHarness) -> None:
     bus = InProcessBus(workers.broker)
     asked: list[str] = []
