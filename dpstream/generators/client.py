@@ -60,6 +60,10 @@ class Verdict:
     key: str | None = None
     reason: str = ""
 
+    @property
+    def is_final(self) -> bool:
+        return self.verdict != "candidate"
+
 
 class Generator:
     """The connection of one generator to one campaign. It receives verdicts until `close`."""
@@ -135,6 +139,18 @@ class Generator:
         while timeout is None or time.monotonic() - latest < timeout:
             for verdict in self._receive(POLL if timeout is None else min(POLL, timeout)):
                 latest = time.monotonic()
+                yield verdict
+
+    def verdicts_on(self, correlation: str, count: int) -> Iterator[Verdict]:
+        """Yield the verdicts on the `count` frames of one proposal as they arrive, until each frame
+        has its final one. Raises as `verdicts`."""
+        waiting = set(range(count))
+        verdicts = self.verdicts()
+        while waiting:
+            verdict = next(verdicts)
+            if verdict.correlation == correlation:
+                if verdict.is_final:
+                    waiting.discard(verdict.index)
                 yield verdict
 
     def models(self, folder: Path) -> list[Path]:

@@ -15,8 +15,8 @@ import os
 import numpy as np
 from ase import Atoms
 
-from dpstream.commands.steer.propose import HEADER, OPEN, row
 from dpstream.generators.client import Generator
+from dpstream.generators.table import HEADER, row
 
 IDEAL = np.array([[0, 0, 0], [1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]]) * 0.63
 """Å; the carbon and its four hydrogens."""
@@ -79,16 +79,9 @@ def main() -> None:
     broker, store = os.environ["DPSTREAM_BROKER"], os.environ["DPSTREAM_STORE"]
     with Generator.connect(broker, store, wanted.campaign, "random-symmetry") as generator:
         correlation = generator.propose(generate(wanted.frames, wanted.seed))
-        waiting = set(range(wanted.frames))
         print(HEADER)
-        for verdict in generator.verdicts():
-            if verdict.correlation != correlation:
-                continue
+        for verdict in generator.verdicts_on(correlation, wanted.frames):
             print(row(verdict), flush=True)
-            if verdict.verdict not in OPEN:
-                waiting.discard(verdict.index)
-            if not waiting:
-                break
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -17,16 +17,13 @@ import typer
 
 from dpstream.commands.options import DEFAULT_ROOT, Broker, Root, there, within
 from dpstream.generators.client import Generator, Verdict
+from dpstream.generators.table import HEADER, row
 from dpstream.generators.watch_folder import WatchedFolder
 from dpstream.inputs.read_structures import read_structures, streamed
 from dpstream.running.connection import open_bus
 from dpstream.shared.atoms.frames import Frame, as_frame
 from dpstream.shared.errors import BusError, SpecError
 from dpstream.terminal.console import console, print_line
-
-OPEN = ("candidate",)
-"""Verdicts that are not final."""
-Show = Callable[[str], None]
 
 
 def propose(
@@ -97,7 +94,9 @@ def propose(
 
 def _wait_for_verdicts(generator: Generator, correlation: str, count: int) -> None:
     try:
-        follow(generator, correlation, count, _print)
+        _print(HEADER)
+        for verdict in generator.verdicts_on(correlation, count):
+            _print(row(verdict))
     except BusError as error:
         raise SpecError(f"--broker: {error}; see dpstream logs for later verdicts") from error
 
@@ -124,30 +123,3 @@ def offer(
         generator.propose([atoms], correlation=correlation, first=count, **how)
         count += 1
     return correlation, count
-
-
-def follow(generator: Generator, correlation: str, count: int, show: Show) -> None:
-    """Print the verdicts on `count` frames as they arrive, until each frame has its final one."""
-    show(HEADER)
-    waiting = set(range(count))
-    verdicts = generator.verdicts()
-    while waiting:
-        verdict = next(verdicts)
-        if verdict.correlation == correlation:
-            show(row(verdict))
-            if verdict.verdict not in OPEN:
-                waiting.discard(verdict.index)
-
-
-HEADER = f"{'frame':>5}  {'verdict':<10}{'eV/Å':>8}  {'committee':>9}  {'energy (eV)':>12}  reason"
-
-
-def row(verdict: Verdict) -> str:
-    """A verdict as one line of the table."""
-    deviation = "" if verdict.deviation is None else f"{verdict.deviation:.4f}"
-    energy = "" if verdict.energy is None else f"{verdict.energy:.4f}"
-    version = str(verdict.version or "")
-    return (
-        f"{verdict.index:>5}  {verdict.verdict:<10}{deviation:>8}  {version:>9}  {energy:>12}  "
-        f"{verdict.reason}"
-    ).rstrip()
