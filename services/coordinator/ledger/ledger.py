@@ -558,8 +558,7 @@ def _from_snapshot(
     found = snapshots.newest(store, campaign, lambda key: is_valid(number_in(key)))
     if found is None:
         return empty, (0, 0), ()
-    key, snapshot = found
-    return snapshot.state, number_in(key), snapshot.overtaken
+    return found.state, (found.seq, found.epoch), found.overtaken
 
 
 def _is_valid(store: Store, campaign: str, number: Number) -> bool:

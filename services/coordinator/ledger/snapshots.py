@@ -43,13 +43,14 @@ start reads each of them."""
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state after segment `seq`; `code` is the version of the package that computed it,
-    `overtaken` names the segments of overtaken writers by number and epoch."""
+    """The state after segment `seq` by `epoch`; `code` is the version of the package that computed
+    it, `overtaken` names the segments of overtaken writers by number and epoch."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(ser_json_inf_nan="strings")
 
     format: int
     seq: int
+    epoch: int
     code: str
     state: State
     overtaken: tuple[tuple[int, int], ...]
@@ -84,21 +85,19 @@ def write(
     archive = archive_segments.write(store, campaign, name, state.archive)
     named = replace(archive, tasks=NO_KEYS, frames=NO_KEYS)
     kept = replace(state, archive=named)
-    snapshot = Snapshot(FORMAT, after.seq, code_version(), kept, tuple(overtaken))
+    snapshot = Snapshot(FORMAT, after.seq, after.epoch, code_version(), kept, tuple(overtaken))
     data = gzip.compress(_SNAPSHOT.dump_json(snapshot), COMPRESSION_LEVEL, mtime=0)
     store.create(f"{_folder(campaign)}{segment_name(after.seq, after.epoch)}.json.gz", data)
     return archive
 
 
-def newest(
-    store: Store, campaign: str, is_valid: Callable[[str], bool]
-) -> tuple[str, Snapshot] | None:
-    """The newest readable snapshot of this version of the package whose key `is_valid`, and that
-    key; None if there is none."""
+def newest(store: Store, campaign: str, is_valid: Callable[[str], bool]) -> Snapshot | None:
+    """The newest readable snapshot of this version of the package whose key `is_valid`; None if
+    there is none."""
     known = Known()
     for key in reversed(listed(store, campaign)):
         if is_valid(key) and (snapshot := read(store, key, known)) is not None:
-            return key, snapshot
+            return snapshot
     return None
 
 
