@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from benchmarks.draw.pool import TEMPERATURES, TYPE_MAP, Data, prepared
 from benchmarks.exploration.committee import SMALL, engine
@@ -146,7 +145,7 @@ def _runs(arm: Arm, work: Path) -> list[Trained]:
 
 def _mean(values: Sequence[float]) -> str:
     """Mean ± standard error over the seeds."""
-    return f"{np.mean(values):.3f} ± {stats.sem(values):.3f}"
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.3f}"
 
 
 def main(work: Path) -> None:

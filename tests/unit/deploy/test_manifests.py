@@ -187,6 +187,7 @@ def test_a_wrong_field_would_be_found() -> None:
         kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
 
 
+@pytest.mark.slow
 def test_custom_resources_have_known_kinds_and_keys(objects: tuple[Object, ...]) -> None:
     for each in objects:
         if "." in each["apiVersion"] and ".k8s.io/" not in each["apiVersion"]:
@@ -205,6 +206,7 @@ def test_workers_with_the_images_for_gpus_get_one_and_demand_it(overlay: str) ->
             assert given["DPSTREAM_EXPLORER_MODELS"] == ".pth", "members are trained with PyTorch"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_needs_no_component_that_it_does_not_name(overlay: str, complete: Any) -> None:
     """Any cluster accepts the overlay `local`: it has no custom resource."""

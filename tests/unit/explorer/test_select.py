@@ -339,6 +339,7 @@ def test_the_usual_draw_is_uniform(tmp_path):
     assert event.labels[0].reason.startswith("uniform draw, from ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["random", "uniform", "max-deviation", "diverse"])
 def test_the_same_pool_in_another_order_gives_the_same_choice(tmp_path, policy):
     place = Workplace(tmp_path, selection={"policy": policy})
@@ -372,6 +373,7 @@ def test_what_one_event_cannot_name_comes_in_chunks(tmp_path):
     assert [e.refused for e in events] == [{}] * 13 + [{"limit of the selection reached": 20}]
 
 
+@pytest.mark.slow
 def test_a_chunk_of_the_longest_names_fits_into_one_message(place):
     items = [place.item(f"{'y' * 150}-{i}", [place.frame(("H",) * i)]) for i in range(75)]
     event = place.select(CandidatePool(candidates=tuple(items)), labels=75)

@@ -79,6 +79,7 @@ def test_a_flipped_bit_is_found(data: bytes, bit: int) -> None:
     assert unflipped(bytes(flipped) + b"x", sha256) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 4, -1])
 def test_a_flipped_bit_of_a_segment_is_corrected(store: FolderStore, number: int) -> None:
     half_way(store)
@@ -185,6 +186,7 @@ def test_a_training_is_repeated_only_if_its_event_is_nowhere(store: FolderStore)
     assert 2 in trainings(store).values()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", [None, "another path", "no proof", "wrong proof", "no claim"])
 def test_a_stored_training_counts_from_the_worker_that_has_claimed_it(
     store: FolderStore, planted: str | None

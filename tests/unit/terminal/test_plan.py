@@ -37,6 +37,7 @@ def as_text(parts: list[RenderableType]) -> str:
     return console.export_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["methane", "methane-pbe", "water", "water-gromacs"])
 def test_examples_load_and_print_their_plan(name: str) -> None:
     path = EXAMPLES / name / "campaign.yaml"

@@ -108,6 +108,7 @@ def test_a_key_set_of_task_ids() -> None:
     assert "no id" not in KeySet.of([one])
 
 
+@pytest.mark.slow
 def test_the_working_state_does_not_grow_with_settled_frames() -> None:
     campaign = LossyDelivery(Endless(ripe=10**6), ENDLESS)
     settled, sizes = [], []
@@ -130,6 +131,7 @@ class Forgetful(LossyDelivery):
         return decided
 
 
+@pytest.mark.slow
 @examples(6, usual=3)
 @given(
     st.integers(0, 10**6), st.sampled_from(["lockstep", "streaming"]), st.sampled_from([0.0, 0.1])
@@ -151,6 +153,7 @@ def test_ids_suffice_in_any_order_with_lost_and_doubled_messages(
             assert decide(second.state, event) == (second.state, ()), "delivered again at the end"
 
 
+@pytest.mark.slow
 @examples(6, usual=3)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.1]))
 def test_what_is_forgotten_of_trajectories_decides_nothing(seed: int, faults: float) -> None:

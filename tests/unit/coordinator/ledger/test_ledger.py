@@ -209,6 +209,7 @@ def test_what_a_restart_has_folded_brings_the_next_snapshot_nearer(
     assert len(snapshots.listed(store, "world")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [b"", b"{", gzip.compress(b'{"code": "x"}'), gzip.compress(b"[" * 99)[:20]],

@@ -755,6 +755,7 @@ def test_no_bytes_end_the_task(tmp_path_factory: pytest.TempPathFactory, data: A
     assert result.refused or len(result.found) == 1
 
 
+@pytest.mark.slow
 def test_the_largest_answer_fits_in_a_message(tmp_path: Path) -> None:
     """A hundred frames of a hundred compositions."""
     step = np.arange(101)[:, None] * np.array([[3.0, 0, 0]])
@@ -771,6 +772,7 @@ def test_a_long_answer_of_the_coordinator_fits_too() -> None:
     assert all(len(encode(judged)) < MAX_BODY for judged in campaign.decisions(m.StructuresJudged))
 
 
+@pytest.mark.slow
 def test_selection_passes_over_what_was_asked_for_before() -> None:
     campaign = after_first_committee(
         LossyDelivery(CampaignSimulator(ripe=9), spec(mode="streaming"))
