@@ -37,8 +37,10 @@ test: $(STAMP) $(PYTORCH)/.installed servers codes
 	$(BIN)/python -m pytest -n 6 --dist loadfile --no-loadscope-reorder -m "not pytorch" tests
 	$(PYTORCH)/bin/python -m pytest -n 2 --dist loadfile $(PYTORCH_TESTS)
 
+# What the services log is captured with their output: pytest's own handlers of log lines, set for every step of
+# every test, only take time.
 check: lint
-	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m "not server and not slow" --durations 5 tests/unit tests/contract
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal -p no:logging -m "not server and not slow" tests/unit tests/contract
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
