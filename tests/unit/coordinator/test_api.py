@@ -426,6 +426,14 @@ PATHS = ("/", "/campaigns", "/campaigns/world", "/campaigns/world/tasks", "/metr
 BASIC = base64.b64encode(f"anyone:{TOKEN}".encode()).decode()
 
 
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
+    """A campaign behind a token; the client does not send it."""
+    site = CoordinatorHarness(FolderStore(tmp_path_factory.mktemp("guarded")))
+    site.submit(small())
+    return client(site, TOKEN)
+
+
 @pytest.mark.parametrize("path", [*PATHS, "/openapi.json", "/nothing"])
 @pytest.mark.parametrize(
     "header",
@@ -441,21 +449,18 @@ BASIC = base64.b64encode(f"anyone:{TOKEN}".encode()).decode()
         "Bearer \u00e4".encode("latin-1"),
     ],
 )
-def test_without_the_token_nothing_is_told(
-    site: CoordinatorHarness, path: str, header: Any
-) -> None:
+def test_without_the_token_nothing_is_told(guarded: TestClient, path: str, header: Any) -> None:
     headers = {"Authorization": header} if header else {}
-    answer = client(site, TOKEN).get(path, headers=headers)
+    answer = guarded.get(path, headers=headers)
     assert answer.status_code == 401
     assert "world" not in answer.text
     assert TOKEN not in answer.text
 
 
 @pytest.mark.parametrize("header", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"Basic {BASIC}"])
-def test_with_the_token_everything_is(site: CoordinatorHarness, header: str) -> None:
-    site.submit(small())
-    asked = client(site, TOKEN, headers={"Authorization": header})
-    assert {asked.get(path).status_code for path in PATHS} == {200}
+def test_with_the_token_everything_is(guarded: TestClient, header: str) -> None:
+    headers = {"Authorization": header}
+    assert {guarded.get(path, headers=headers).status_code for path in PATHS} == {200}
 
 
 def test_health_needs_no_token(site: CoordinatorHarness) -> None:
