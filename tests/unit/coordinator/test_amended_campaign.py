@@ -78,6 +78,7 @@ def test_three_amendments_and_kills_replay_to_the_same_state(harness: Coordinato
     assert whole_state(harness.store, "world").dumps() == state.dumps()
 
 
+@pytest.mark.slow
 def test_the_report_tells_the_plans_one_after_another(harness: CoordinatorHarness) -> None:
     amended_while_it_runs(harness)
     harness.finish()

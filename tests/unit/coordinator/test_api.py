@@ -156,6 +156,7 @@ def test_campaigns_that_ended_earlier_are_read_from_the_store(site: CoordinatorH
     assert keys == [*sorted(state.labels.frames), *sorted(state.archive.settled)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("earlier", [False, True])
 def test_archived_campaigns_are_listed_on_request(site: CoordinatorHarness, earlier: bool) -> None:
     site.submit(small())

@@ -232,6 +232,7 @@ def test_results_wait_for_company_until_a_queue_runs_dry(
     assert rest[0][1] in taken()
 
 
+@pytest.mark.slow
 def test_a_wiped_broker_at_any_moment_loses_nothing(harness: CoordinatorHarness) -> None:
     harness.submit(small())
     for turn in range(200):

@@ -61,6 +61,7 @@ def results_of(open_campaign: OpenCampaign) -> list[m.Message]:
 # ------------------------------------------------------------------------------- claims
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", GARBAGE)
 def test_garbage_in_a_claim_stops_nobody(harness: CoordinatorHarness, body: bytes) -> None:
     open_campaign, command = first_task(harness)

@@ -71,6 +71,7 @@ def check_labels(outcome: SimulationOutcome) -> None:
     assert (outcome.lost, outcome.doubled) == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lockstep", "streaming"])
 def test_a_campaign_runs_to_its_verdict_and_the_fleet_to_zero(mode: str) -> None:
     outcome = simulate(campaign(mode=mode), fleet())
@@ -250,6 +251,7 @@ def test_a_change_of_a_pool_is_checked_like_its_file() -> None:
             given(file, text)
 
 
+@pytest.mark.slow
 def test_the_picture_shows_workers_tasks_and_cost() -> None:
     svg = picture(simulate(campaign(), fleet()))
     assert svg.count("<polyline") == 5 + 3  # curves and legend

@@ -489,6 +489,7 @@ def call(
     return called
 
 
+@pytest.mark.slow
 def test_import_writes_a_fleet_file_to_read(tmp_path: Path, call: Call) -> None:
     param = dpgen_methane.write_files(tmp_path, dpgen_methane.param())
     machine, fleet = tmp_path / "machine.json", tmp_path / "fleet.yaml"

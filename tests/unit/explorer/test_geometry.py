@@ -77,6 +77,7 @@ def test_an_atom_too_close_to_its_own_image_is_seen():
     assert reason_of(frame, LIMITS) == "H-H too close"
 
 
+@pytest.mark.slow
 def test_distances_agree_with_the_shortest_distance_of_random_skewed_cells():
     rng = np.random.default_rng(5)
     verdicts = []

@@ -96,6 +96,7 @@ taken_of = st.dictionaries(
 used_of = st.dictionaries(st.sampled_from(["t0", "t1", "t2"]), st.integers(1, 2), max_size=2)
 
 
+@pytest.mark.slow
 @examples(300, usual=75)
 @given(pools, rules_of, taken_of, used_of, st.randoms())
 def test_no_cap_is_broken_and_nobody_is_forgotten(pool, rules, taken, used, random):

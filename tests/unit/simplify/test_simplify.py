@@ -167,6 +167,7 @@ def gathered(pool: SimplifyPool, made: Spec) -> Gathered:
     return gather(made, Path(), structures=SystemStructures(made, Path(), given))
 
 
+@pytest.mark.slow
 def test_every_frame_lies_in_the_batch_of_one_start(tmp_path: Path, mixed: SimplifyPool) -> None:
     made = simplified(mixed, initial={"pick": 2})
     found = gathered(mixed, made)

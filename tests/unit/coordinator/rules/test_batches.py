@@ -92,6 +92,7 @@ def test_a_trainer_on_a_gpu_decides_for_all_members_and_versions(
 CPU_BUILD, GPU_BUILD = {"tensorflow-cpu": "2.21.0"}, {"tensorflow": "2.21.0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("programs", "batch"),
     [

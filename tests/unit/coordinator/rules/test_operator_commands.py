@@ -151,6 +151,7 @@ REQUESTS = st.lists(
 )
 
 
+@pytest.mark.slow
 @examples(15, usual=6)
 @given(st.integers(0, 2**32), REQUESTS, st.sampled_from([None, 40, 200]))
 def test_requests_at_any_time_keep_the_counters_right_on_a_lossy_bus(
