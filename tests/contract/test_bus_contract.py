@@ -22,14 +22,13 @@ PROMPT = 10.0
 """Seconds within which what must happen happens."""
 
 
+def quiet(subscription: Subscription) -> float:
+    """Seconds without a delivery that count as none; in one process, publishing delivers."""
+    return 0.05 if isinstance(subscription, InProcessSubscription) else 0.3
+
+
 def is_quiet(subscription: Subscription) -> bool:
-    return next_if_any(subscription) is None
-
-
-def next_if_any(subscription: Subscription) -> Delivery | None:
-    """What is not delivered soon counts as none; in one process, publishing delivers."""
-    in_process = isinstance(subscription, InProcessSubscription)
-    return subscription.next(0.05 if in_process else 0.3)
+    return subscription.next(quiet(subscription)) is None
 
 
 def command(body: bytes, queue: str = "train") -> Outgoing:
@@ -48,7 +47,7 @@ def take(subscription: Subscription) -> Delivery:
 
 def drain(subscription: Subscription) -> list[bytes]:
     bodies = []
-    while (delivery := next_if_any(subscription)) is not None:
+    while (delivery := subscription.next(quiet(subscription))) is not None:
         bodies.append(delivery.body)
         delivery.ack()
     return bodies
@@ -455,7 +454,7 @@ def consumers(
         ready.wait(PROMPT)
         deadline = time.monotonic() + PROMPT
         while time.monotonic() < deadline:
-            delivery = next_if_any(subscription)
+            delivery = subscription.next(2 * quiet(subscription))
             if delivery is not None:
                 handle(delivery)
             elif is_complete():

@@ -9,11 +9,11 @@ cannot change what an older one decided.
 Segments form a hash chain (`chain.py`): one that is missing or differs from what was written is
 noticed, also where it is still a valid segment.
 
-Opening a ledger for writing takes the next epoch, then lists the segments. After every segment, a
-writer checks that its epoch is still the newest: if it is, whoever takes the next one finds the
-segment. If it is not, the writer raises `Fenced` and stops, before it acts on the segment. A late
-segment of an overtaken writer is recognised by its epoch and left out; its events are handled again
-(`Ledger.orphans`).
+Opening a ledger for writing takes the next epoch, then lists the segments. After it has written a
+segment, a writer checks that its epoch is still the newest. If so, every later writer finds the
+segment in its list. If not, the writer raises `Fenced` and stops before it acts on the segment. A
+late segment of an overtaken writer is recognised by its epoch and left out; its events are handled
+again (`Ledger.orphans`).
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Ledger:
     since_snapshot: int = 0
     """Entries since the newest snapshot."""
     snapshot_seq: int = 0
-    """The segment that it was due after."""
+    """Number of the segment after which that was begun."""
     link: Link | None = None
     """To the newest segment."""
     headed: int = 0
@@ -135,7 +135,8 @@ class Ledger:
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Identifies the segments of this writer."""
     missing: CorruptLedger | None = None
-    """That a segment before the snapshot with which the state began was found to be missing."""
+    """Names a missing segment before the snapshot that the ledger was opened with, once one is
+    found."""
     _beside: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1))
     """The thread that writes snapshots."""
     _snapshot: tuple[Archive, Future[Archive]] | None = None

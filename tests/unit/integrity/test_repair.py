@@ -237,13 +237,18 @@ def test_a_cut_tail_is_worked_off_again(store: FolderStore, left: int) -> None:
     assert finished(resumed(store)).finished
 
 
-def test_a_hole_behind_a_snapshot_is_repaired(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def known_to_snapshots_alone(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A campaign half way; beside its ledger, only snapshots know the members of its committee."""
     monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 5)
     half_way(store)
     for key in list(store.list("campaigns/world/results/")):
-        store.delete(key)  # the snapshot knows the members of the committee
+        store.delete(key)
+
+
+def test_a_hole_behind_a_snapshot_is_repaired(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_to_snapshots_alone(store, monkeypatch)
     store.delete(segment_uri("world", 3, 1))
     repaired(store)
     assert finished(resumed(store)).finished
@@ -252,10 +257,7 @@ def test_a_hole_behind_a_snapshot_is_repaired(
 def test_a_repair_that_was_interrupted_finds_the_trainings_of_snapshots_again(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY", 5)
-    half_way(store)
-    for key in list(store.list("campaigns/world/results/")):
-        store.delete(key)
+    known_to_snapshots_alone(store, monkeypatch)
     trained = next(
         segment.seq
         for segment in read_segments(store, "world")
